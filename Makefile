@@ -1,0 +1,40 @@
+# `make run` runs the main job, `make test` everything that checks the project.
+# Both set up what they need in .venv, from a machine with Python 3.11+, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: run test lint types layers pytest clean
+
+run: .venv/run.ready
+	$(BIN)/python flows/parameter_sweep.py
+
+test: lint types layers pytest
+
+lint: .venv/test.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/test.ready
+	$(BIN)/mypy
+
+layers: .venv/test.ready
+	$(BIN)/lint-imports
+
+pytest: .venv/test.ready
+	$(BIN)/pytest -m "not campaign"
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowmap needs Python 3.11 or later; set PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+
+.venv/run.ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) -e '.[plot]'
+	touch $@
+
+.venv/test.ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) -e '.[test]'
+	touch $@ .venv/run.ready
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
