@@ -1,1 +1,102 @@
-__version__ = "0.1.0"
+"""Fill one big NumPy `.npy` file from many workers, under Prefect 3 or without it.
+
+`allocate` makes the file once; `fill`, or Prefect's mapped tasks, fill its segments without
+locks; `validate` proves that every byte is there. What comes out is a plain `.npy`.
+
+The Prefect names (`alloc_task`, `pending_task`, `fill_task`, `write_task`, `validate_task`,
+`fill_array`) load Prefect when they are first used; nothing else does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from flowmap._version import __version__
+
+if sys.platform == "win32":
+    raise ImportError(
+        "flowmap does not run on Windows: it needs pwrite, flock and link as POSIX has them. "
+        "Use it on Linux, in WSL 2 for one, or on macOS."
+    )
+
+if TYPE_CHECKING:
+    from flowmap.alloc import allocate
+    from flowmap.errors import FlowmapError, ValidationFailed
+    from flowmap.executors import Progress, executor, fill
+    from flowmap.fillers import filler
+    from flowmap.flow import fill_array
+    from flowmap.records import SegmentRecord
+    from flowmap.segments import Block, Segment
+    from flowmap.target import Target, open_target
+    from flowmap.tasks import alloc_task, fill_task, pending_task, validate_task, write_task
+    from flowmap.validation import ValidationReport, reset, validate
+    from flowmap.write import fill_segment, write_segment
+
+_HOMES: Final = {
+    "Block": "segments",
+    "FlowmapError": "errors",
+    "Progress": "executors",
+    "Segment": "segments",
+    "SegmentRecord": "records",
+    "Target": "target",
+    "ValidationFailed": "errors",
+    "ValidationReport": "validation",
+    "alloc_task": "tasks",
+    "allocate": "alloc",
+    "executor": "executors",
+    "fill": "executors",
+    "fill_array": "flow",
+    "fill_segment": "write",
+    "fill_task": "tasks",
+    "filler": "fillers",
+    "open_target": "target",
+    "pending_task": "tasks",
+    "reset": "validation",
+    "validate": "validation",
+    "validate_task": "tasks",
+    "write_segment": "write",
+    "write_task": "tasks",
+}
+"""Where each public name lives; loaded on first use, so that `import flowmap` stays cheap."""
+
+__all__ = [
+    "Block",
+    "FlowmapError",
+    "Progress",
+    "Segment",
+    "SegmentRecord",
+    "Target",
+    "ValidationFailed",
+    "ValidationReport",
+    "__version__",
+    "alloc_task",
+    "allocate",
+    "executor",
+    "fill",
+    "fill_array",
+    "fill_segment",
+    "fill_task",
+    "filler",
+    "open_target",
+    "pending_task",
+    "reset",
+    "validate",
+    "validate_task",
+    "write_segment",
+    "write_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'flowmap' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"flowmap.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

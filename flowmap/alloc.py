@@ -1,0 +1,442 @@
+"""Allocating: make the target and its job, once, or attach to them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import getpass
+import math
+import os
+import secrets
+import socket
+import stat
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from flowmap._version import __version__
+from flowmap.attempt import describe
+from flowmap.errors import (
+    DamagedJobError,
+    ForeignFileError,
+    InvalidArgumentError,
+    NotFoundError,
+    OtherJobError,
+    StorageError,
+    TargetExistsError,
+    WrongTypeError,
+    storage_error,
+)
+from flowmap.fillers import Work
+from flowmap.ledger import create_ledger
+from flowmap.locks import header_lock
+from flowmap.npy import Layout, header_digest
+from flowmap.segments import Plan, plan_blocks, plan_segments, whole
+from flowmap.storage import (
+    NETWORK_FILE_SYSTEMS,
+    PAGE,
+    created,
+    file_system_type,
+    link,
+    publish_json,
+    reserve,
+    sync_folder,
+    write_all,
+)
+from flowmap.target import (
+    DURABILITIES,
+    FORMAT,
+    Durability,
+    Job,
+    Sidecar,
+    Target,
+    absolute,
+    open_target,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import DTypeLike
+
+    from flowmap.fillers import Filler
+
+Exist = Literal["resume", "error", "overwrite"]
+EXISTS = get_args(Exist)
+
+
+def allocate(
+    path: str | os.PathLike[str],
+    shape: int | Sequence[int],
+    dtype: DTypeLike,
+    *,
+    fortran_order: bool = False,
+    segments: int | Sequence[int] | None = None,
+    block_rows: int | None = None,
+    exist: Exist = "resume",
+    reserve: bool = True,
+    align: int = PAGE,
+    durability: Durability = "segment",
+    checkpoint_seconds: float = 30,
+    filler: Filler | str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Target:
+    """Allocate a target: one `.npy` file of its final size, and the records beside it.
+
+    Everything is checked before the disk is touched. The file appears under its name whole
+    or not at all; of any number of racing calls one makes it and the others attach to it.
+
+    Args:
+        path: Of the `.npy` file. Its folder must exist.
+        shape: Elements along each axis; () for a 0-d array.
+        dtype: Of one element: any but object.
+        fortran_order: Whether the last axis is the slow one, whose indices are the rows.
+        segments: How many; or the rows of each, in order; or None, chosen from the size
+            alone. Rounded to pages for None, and for a count that leaves at least 100
+            alignment units in a segment.
+        block_rows: Rows that a filler computes at once; None for about a mebibyte. Give a
+            few, or one, where a row takes seconds or more.
+        exist: "resume" attaches to the same job and refuses anything else at the path,
+            "error" refuses whatever is there, "overwrite" replaces it.
+        reserve: Whether to reserve the space now, so that a full disk shows here. False
+            leaves a sparse file, whose filling may run out of space.
+        align: Bytes that segment boundaries are rounded to: a power of two, at least 64.
+        durability: "segment" syncs each segment before it is done; "end" leaves that to
+            validation, for very many small segments.
+        checkpoint_seconds: Seconds between syncs within a segment: what a power cut costs.
+        filler: Pins the job to this filler, by object or name: other work is refused.
+        arguments: The filler's arguments, pinned with it.
+
+    Returns:
+        The target, new or attached to.
+
+    Raises:
+        InvalidArgumentError, WrongTypeError: An argument that cannot be.
+        FillerNotFoundError: The filler's name leads to none.
+        TargetExistsError: Something is there, and `exist="error"`.
+        ForeignFileError: What is there was not allocated by flowmap.
+        OtherJobError: Another job has the path, or the same one pinned to other work.
+        DamagedJobError: The job at the path is damaged.
+        LockTimeoutError: Another process held the header lock too long.
+        StorageError: There is no such folder, no space, no permission.
+    """
+    wanted = _Wanted.of(
+        absolute(path),
+        Layout.of(shape, dtype, fortran_order),
+        segments=segments,
+        block_rows=block_rows,
+        exist=exist,
+        reserve=reserve,
+        align=align,
+        durability=durability,
+        checkpoint_seconds=checkpoint_seconds,
+        filler=filler,
+        arguments=arguments,
+    )
+    _check_folder(wanted.path)
+    sidecar = Sidecar.of(wanted.path)
+    try:
+        target = wanted.attach()
+    except (DamagedJobError, ForeignFileError):
+        if not sidecar.folder.is_dir():
+            raise
+        target = None  # an overwrite may be at it: look again under the lock
+    if target is not None:
+        return target
+    wanted.check_file_system()
+    _make_folder(sidecar.folder)
+    with header_lock(sidecar.folder):
+        return wanted.attach() or Target(_build(wanted, sidecar))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What was asked for, checked."""
+
+    path: Path
+    layout: Layout
+    plan: Plan
+    block_rows: int
+    exist: Exist
+    reserve: bool
+    align: int
+    durability: Durability
+    checkpoint_seconds: float
+    work: Work | None
+
+    @classmethod
+    def of(cls, path: Path, layout: Layout, **asked: Any) -> _Wanted:
+        """Check every argument, before the disk is touched."""
+        _one_of("exist", asked["exist"], EXISTS)
+        _one_of("durability", asked["durability"], DURABILITIES)
+        align = whole("align", asked["align"])
+        if align < 64 or align & (align - 1):  # noqa: PLR2004 -- what the .npy format asks of data
+            raise InvalidArgumentError(f"align is {align}; it takes a power of two from 64 on.")
+        if not isinstance(asked["reserve"], bool):
+            raise WrongTypeError(f"reserve is {asked['reserve']!r}; it takes True or False.")
+        seconds = asked["checkpoint_seconds"]
+        if not isinstance(seconds, int | float):
+            raise WrongTypeError(f"checkpoint_seconds is {seconds!r}; it takes seconds.")
+        if not (seconds >= 0 and math.isfinite(seconds)):
+            raise InvalidArgumentError(f"checkpoint_seconds is {seconds}; it takes 0 or more.")
+        if asked["filler"] is None and asked["arguments"] is not None:
+            raise InvalidArgumentError(
+                "arguments are given but no filler; they pin it only with one."
+            )
+        plan = plan_segments(layout.rows, layout.row_bytes, asked["segments"], align)
+        longest = max((rows for _, rows in plan.runs), default=1)
+        return cls(
+            path=path,
+            layout=layout,
+            plan=plan,
+            block_rows=plan_blocks(layout.row_bytes, longest, asked["block_rows"], align),
+            exist=asked["exist"],
+            reserve=asked["reserve"],
+            align=align,
+            durability=asked["durability"],
+            checkpoint_seconds=float(seconds),
+            work=None
+            if asked["filler"] is None
+            else Work.of(asked["filler"], asked["arguments"]),
+        )
+
+    def attach(self) -> Target | None:
+        """Return the job that exists, None if one must be made, or refuse what is there."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return None
+        if self.exist == "error":
+            raise TargetExistsError(
+                f"{self.path} exists already. Choose another path, or pass exist='resume' to "
+                "attach to the job there, or exist='overwrite' to replace it.",
+                path=str(self.path),
+            )
+        if self.exist == "overwrite":
+            if stat.S_ISDIR(found.st_mode):
+                raise ForeignFileError(
+                    f"{self.path} is a folder, which is never replaced. Choose another path.",
+                    path=str(self.path),
+                )
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise ForeignFileError(
+                f"{self.path} is not a regular file; flowmap follows no links and opens no "
+                "folders, pipes or devices. Choose the path of a file.",
+                path=str(self.path),
+            )
+        target = open_target(self.path)
+        self._compare(target.job)
+        return target
+
+    def _compare(self, job: Job) -> None:
+        """Refuse a job that is not the one wanted."""
+        pairs = {
+            "shape": (job.layout.shape, self.layout.shape),
+            "dtype": (job.layout.dtype, self.layout.dtype),
+            "fortran_order": (job.layout.fortran_order, self.layout.fortran_order),
+            "segments": (job.plan.runs, self.plan.runs),
+            "block_rows": (job.block_rows, self.block_rows),
+            "durability": (job.durability, self.durability),
+        }
+        for name, (there, wanted) in pairs.items():
+            if there != wanted:
+                self._refuse(f"{name} {there}", f"{name} {wanted}")
+        if self.work is not None:
+            if job.work is None:
+                self._refuse("no work pinned", f"the work {describe(self.work.describe())}")
+            elif job.work["fingerprint"] != self.work.fingerprint:
+                self._refuse(
+                    f"the work {describe(job.work)}",
+                    f"the work {describe(self.work.describe())}",
+                )
+
+    def _refuse(self, there: str, wanted: str) -> None:
+        raise OtherJobError(
+            f"{self.path} holds another job: it has {there}, and {wanted} was asked for. Ask "
+            "for the same, choose another path, or replace it with exist='overwrite'.",
+            path=str(self.path),
+        )
+
+    def check_file_system(self) -> None:
+        """Refuse segments that share pages where that loses data."""
+        kind = file_system_type(self.path.parent)
+        if kind in NETWORK_FILE_SYSTEMS and self.plan.shares_pages(self.layout.row_bytes, PAGE):
+            unit = PAGE // math.gcd(PAGE, self.layout.row_bytes)
+            fitting = max(1, self.layout.rows // (unit * 100))
+            raise InvalidArgumentError(
+                f"{self.path} is on {kind}, where two hosts that write to one page of {PAGE} "
+                f"bytes lose data, and these segments share pages. Pass segments=None, or a "
+                f"count up to {fitting}, or pad the dtype so that rows divide {PAGE} bytes."
+            )
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidArgumentError(
+            f"{name} is {value!r}; it takes one of {', '.join(allowed)}."
+        )
+
+
+def _check_folder(path: Path) -> None:
+    folder = path.parent
+    if not folder.exists():
+        raise NotFoundError(
+            errno.ENOENT, "the folder of the target does not exist; make it first", str(folder)
+        )
+    if not folder.is_dir():
+        raise StorageError(errno.ENOTDIR, "the parent of the target is no folder", str(folder))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise ForeignFileError(
+            f"{folder}, where the records go, is there and is no folder. Move it away.",
+            path=str(folder),
+        ) from error
+    except OSError as error:
+        raise storage_error(error, "cannot make the folder for the records", folder) from error
+    if folder.is_symlink():
+        raise ForeignFileError(
+            f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",
+            path=str(folder),
+        )
+
+
+def _build(wanted: _Wanted, sidecar: Sidecar) -> Job:
+    """Make the target and its records; publish the target last. The header lock is held."""
+    header = wanted.layout.header()
+    job = Job(
+        path=wanted.path,
+        id=secrets.token_hex(16),
+        layout=wanted.layout,
+        plan=wanted.plan,
+        block_rows=wanted.block_rows,
+        data_offset=len(header),
+        header=header_digest(header),
+        durability=wanted.durability,
+        checkpoint_seconds=wanted.checkpoint_seconds,
+        reserve=wanted.reserve,
+        work=None if wanted.work is None else wanted.work.describe(),
+        made={
+            "flowmap": __version__,
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "user": _user(),
+            "time": time.time(),
+            "align": wanted.align,
+        },
+    )
+    try:
+        _publish(job, sidecar, header)
+    except OSError as error:
+        if isinstance(error, TargetExistsError):
+            raise
+        raise storage_error(error, _advice(error, job.size), wanted.path) from error
+    return job
+
+
+def _advice(error: OSError, size: int) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = (
+        "; free some space or choose another disk, or pass reserve=False for a sparse file"
+        if full
+        else ""
+    )
+    return f"cannot allocate {size} bytes{remedy}"
+
+
+def _publish(job: Job, sidecar: Sidecar, header: bytes) -> None:
+    """Build target and ledger under private names; give them their names in the right order.
+
+    A new target gets its name last, when all that vouches for it is on disk. Where one is
+    replaced, `job.json` goes first and comes last, so that at no point an old ledger
+    vouches for a new file.
+    """
+    target = sidecar.folder / f".target.{job.id}"
+    ledger = sidecar.folder / f".ledger.{job.id}"
+    with _removed_after(target, ledger):
+        with created(target) as descriptor:
+            if job.reserve:
+                reserve(descriptor, job.size)
+            else:
+                os.ftruncate(descriptor, job.size)
+            write_all(descriptor, header, 0)
+            os.fsync(descriptor)
+        create_ledger(ledger, len(job.plan))
+        replaces = os.path.lexists(job.path)
+        if replaces:
+            publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
+        _clear(sidecar, keep=(target, ledger, sidecar.intent))
+        ledger.rename(sidecar.ledger)
+        sync_folder(sidecar.folder)
+        if replaces:
+            target.rename(job.path)
+            sync_folder(job.path.parent)
+            publish_json(sidecar.job, job.document())
+            sidecar.intent.unlink()
+            sync_folder(sidecar.folder)
+        else:
+            with _cleared_on_failure(sidecar):
+                publish_json(sidecar.job, job.document())
+                sync_folder(job.path.parent)
+                _name(target, job.path)
+            sync_folder(job.path.parent)
+
+
+@contextlib.contextmanager
+def _removed_after(*paths: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _cleared_on_failure(sidecar: Sidecar) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        _clear(sidecar, keep=())
+        raise
+
+
+def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
+    """Remove the records of a job that is void, its `job.json` first."""
+    sidecar.job.unlink(missing_ok=True)
+    sync_folder(sidecar.folder)
+    for pattern in ("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*", ".*"):
+        for entry in sidecar.folder.glob(pattern):
+            if entry not in keep and not entry.is_dir():
+                entry.unlink()
+
+
+def _name(private: Path, path: Path) -> None:
+    """Give the whole file its name, which must be free."""
+    try:
+        link(private, path)
+    except FileExistsError:
+        # NFS may answer so to its own repeated request: then it is this very file.
+        if not path.is_symlink() and path.exists() and path.samefile(private):
+            return
+        raise TargetExistsError(
+            f"{path} appeared while it was being allocated, by a program other than flowmap. "
+            "Choose another path.",
+            path=str(path),
+        ) from None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a number without a name
+        return str(os.getuid())

@@ -1,0 +1,307 @@
+"""One attempt at a segment: what goes to disk in which order, so that "done" is never a lie.
+
+Claim; then for each block write it, start its write-back, hash it and note it. At each
+checkpoint and at the end sync the target, look at the claim, record, sync the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from flowmap.errors import (
+    ClaimLostError,
+    DamagedJobError,
+    FlowmapError,
+    InvalidArgumentError,
+    NotFoundError,
+    OtherJobError,
+    OtherWorkError,
+    WrongTypeError,
+    storage_error,
+)
+from flowmap.ledger import Claim
+from flowmap.segments import Segment
+from flowmap.storage import (
+    CHUNK,
+    NotRegularError,
+    buffer_of,
+    opened,
+    read_into,
+    start_writeback,
+    sync_data,
+    write_all,
+)
+from flowmap.target import Sidecar, read_job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from flowmap.fillers import Work
+    from flowmap.ledger import Ledger
+    from flowmap.records import SegmentRecord
+    from flowmap.target import Job
+
+
+class Attempt:
+    """An attempt at one segment; `attempting` makes it and closes what it opens.
+
+    Args:
+        job: The job.
+        segment: The segment.
+        work: What fills it.
+        target: A descriptor of the target, for reading and writing.
+        ledger: The job's ledger, for writing.
+
+    Attributes:
+        before: What the ledger said of the segment before this attempt.
+    """
+
+    def __init__(
+        self, job: Job, segment: Segment, work: Work, target: int, ledger: Ledger
+    ) -> None:
+        self.job = job
+        self.segment = segment
+        self.before = ledger.read(segment.index, segment.start, segment.stop)
+        self._work = work
+        self._target = target
+        self._ledger = ledger
+        self._digest = xxhash.xxh3_128()
+        self._rows = 0
+        self._claim: Claim | None = None
+        self._synced_at = time.monotonic()
+
+    @property
+    def next_row(self) -> int:
+        """The first row of the target that is still to be written."""
+        return self.segment.start + self._rows
+
+    def begin(self, *, resume: bool) -> None:
+        """Claim the segment, and take over what is good of an earlier attempt's rows.
+
+        Args:
+            resume: Whether to take over anything; only rows of the same work are.
+
+        Raises:
+            ClaimLostError: Another attempt claimed it at the same moment.
+        """
+        before = self.before
+        resume = resume and before.work == self._work.fingerprint
+        self.job.record_work(self._work)
+        kept: dict[str, Any] = (
+            {}
+            if resume
+            else {"rows_done": 0, "rows_durable": 0, "digest": "", "digest_durable": ""}
+        )
+        if before.state == "done":
+            self.job.lift_seal()
+        self._claim = Claim(
+            self._ledger, before, self._work.fingerprint, state="running", **kept
+        )
+        if resume and self._take_over(
+            before.rows_durable, before.digest_durable, rewrite=False
+        ):
+            self._take_over(before.rows_done, before.digest, rewrite=True)
+
+    def _take_over(self, rows: int, digest: str, *, rewrite: bool) -> bool:
+        """Read on up to `rows`; keep them and return True if they match `digest`.
+
+        What was not synced is written again, the same bytes: after a failed write-back
+        the page cache may hold what the disk does not, and this attempt's sync must cover
+        it. Where the digest differs the filler computes the rows again.
+        """
+        row_bytes = self.job.layout.row_bytes
+        reached = self._digest.copy()
+        buffer = buffer_of(min(CHUNK, (rows - self._rows) * row_bytes))
+        first, last = self._byte(self._rows), self._byte(rows)
+        for offset in range(first, last, max(len(buffer), 1)):
+            chunk = buffer[: last - offset]
+            with _told("cannot read back what an earlier attempt wrote", self.segment):
+                if read_into(self._target, chunk, offset) < len(chunk):
+                    return False
+            reached.update(chunk.data)
+            if rewrite:
+                self._write(chunk, offset)
+        if rows > self._rows and reached.hexdigest() != digest:
+            return False
+        self._digest, self._rows = reached, max(rows, self._rows)
+        return True
+
+    def _byte(self, row: int) -> int:
+        """Return the byte of the file where a row of the segment begins."""
+        return self.job.data_offset + (self.segment.start + row) * self.job.layout.row_bytes
+
+    def _write(self, data: NDArray[np.uint8], offset: int) -> None:
+        with _told("cannot write the rows; free some space and run again", self.segment):
+            write_all(self._target, data.data, offset)
+        start_writeback(self._target, offset, len(data))
+
+    def append(self, data: NDArray[np.uint8], rows: int) -> None:
+        """Write the bytes of the next `rows` rows, and note them.
+
+        Args:
+            data: Shape (rows * row_bytes,), uint8.
+            rows: How many rows they are.
+
+        Raises:
+            ClaimLostError: Another attempt has the segment; nothing was written.
+            StorageError: They cannot be written.
+        """
+        claim = self._held()
+        claim.check()
+        self._write(data, self._byte(self._rows))
+        self._digest.update(data.data)
+        self._rows += rows
+        claim.note(rows_done=self._rows, digest=self._digest.hexdigest())
+        if time.monotonic() - self._synced_at >= self.job.checkpoint_seconds:
+            self._record_durable("running")
+
+    def commit(self) -> SegmentRecord:
+        """Make the segment durable and record it as done; return its record.
+
+        With `durability="end"` it is recorded as written, and validation makes it durable.
+
+        Raises:
+            ClaimLostError: Another attempt has the segment; nothing was recorded.
+            StorageError: The disk did not take it.
+        """
+        if self.job.durability == "end":
+            digest = self._digest.hexdigest()
+            return self._held().note(state="written", rows_done=self._rows, digest=digest)
+        self._record_durable("done")
+        self._held().check()
+        return self._held().record
+
+    def _record_durable(self, state: str) -> None:
+        with _told(
+            "cannot sync the rows to disk; run again, and look at the disk", self.segment
+        ):
+            sync_data(self._target)
+        digest = self._digest.hexdigest()
+        self._held().note(
+            state=state,
+            rows_done=self._rows,
+            rows_durable=self._rows,
+            digest=digest,
+            digest_durable=digest,
+        )
+        with _told("cannot sync the ledger to disk; run again", self.segment):
+            self._ledger.sync()
+        self._synced_at = time.monotonic()
+
+    def fail(self, error: BaseException) -> None:
+        """Record why the attempt ended, if it still has the segment and the disk allows it."""
+        if self._claim is not None and not isinstance(error, ClaimLostError):
+            cause = error.__cause__ or error
+            reason = f"{type(cause).__name__}: {cause}"
+            with contextlib.suppress(ClaimLostError, OSError):
+                self._claim.note(state="failed", reason=reason)
+
+    def _held(self) -> Claim:
+        assert self._claim is not None, "begin() comes first"
+        return self._claim
+
+
+@contextlib.contextmanager
+def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
+    """Open what an attempt at a segment needs, and check it; record a failure of the block.
+
+    Raises:
+        WrongTypeError: `segment` is no segment.
+        NotFoundError: The target is gone.
+        OtherJobError: The segment belongs to another allocation of the path.
+        OtherWorkError: The job is pinned to other work.
+        DamagedJobError: The target or the ledger is not what was allocated.
+        StorageError: One of them cannot be opened.
+    """
+    if not isinstance(segment, Segment):
+        raise WrongTypeError(
+            f"segment is {segment!r}; it takes one of target.segments or target.pending()."
+        )
+    with _opened_for_writing(segment) as target:
+        # After the target: an overwrite removes job.json before it replaces the target, so
+        # that a job that is still there vouches for the file that was opened.
+        job = read_job(segment.path)
+        _check(job, segment, work, target)
+        with job.ledger(write=True) as ledger:
+            attempt = Attempt(job, segment, work, target, ledger)
+            try:
+                yield attempt
+            except BaseException as error:
+                attempt.fail(error)
+                if isinstance(error, OSError) and not isinstance(error, FlowmapError):
+                    doing = (
+                        f"{segment.name}: cannot record progress; free some space, run again"
+                    )
+                    raise storage_error(error, doing, Sidecar.of(job.path).folder) from error
+                raise
+
+
+@contextlib.contextmanager
+def _opened_for_writing(segment: Segment) -> Iterator[int]:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(opened(segment.path, write=True))
+        except FileNotFoundError as error:
+            message = f"{segment.name}: there is no target here; allocate() makes it"
+            raise NotFoundError(2, message, str(segment.path)) from error
+        except NotRegularError as error:
+            raise DamagedJobError(
+                f"{segment.name}: {segment.path} is no regular file any more; somebody put "
+                "something else there. Put the target back, or allocate another.",
+                path=str(segment.path),
+            ) from error
+        except OSError as error:
+            doing = f"{segment.name}: cannot open the target for writing"
+            raise storage_error(error, doing, segment.path) from error
+        yield descriptor
+
+
+def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
+    if segment.job != job.id:
+        raise OtherJobError(
+            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
+            "anew since. Take the segments from open_target(path).",
+            path=str(job.path),
+        )
+    bounds = job.plan.bounds_of(segment.index) if segment.index < len(job.plan) else None
+    if bounds != (segment.start, segment.stop):
+        raise InvalidArgumentError(
+            f"{segment.name} is not one of the segments of {job.path}. Take them from "
+            "target.segments; do not make them."
+        )
+    if job.work is not None and job.work["fingerprint"] != work.fingerprint:
+        raise OtherWorkError(
+            f"{job.path} is pinned to {describe(job.work)}; {segment.name} was to be filled by "
+            f"{describe(work.describe())}. Fill it by the same work, or allocate another "
+            'target, or this one anew with exist="overwrite".',
+            segment=segment.name,
+        )
+    problem = job.problem_with(target)
+    if problem is not None:
+        raise DamagedJobError(
+            f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
+            'from a copy, or begin anew with exist="overwrite".',
+            path=str(job.path),
+        )
+
+
+def describe(work: dict[str, Any]) -> str:
+    """Name a recorded work for a message: its filler, version and arguments."""
+    arguments = ", ".join(f"{name}={value}" for name, value in work["arguments"].items())
+    return f"{work['filler']}({arguments}) version {work['version']}"
+
+
+@contextlib.contextmanager
+def _told(doing: str, segment: Segment) -> Iterator[None]:
+    """Turn an `OSError` into flowmap's, which names the segment."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, f"{segment.name}: {doing}", segment.path) from error

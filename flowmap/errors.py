@@ -1,0 +1,177 @@
+"""The errors of flowmap: each is a `FlowmapError` and also the built-in it resembles.
+
+They keep their fields and survive pickling, since workers send them across processes.
+"""
+
+from __future__ import annotations
+
+import errno as errno_module
+import os
+from typing import Any, Self
+
+
+def _rebuild(cls: type[FlowmapError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
+    """Make an unpickled error again without calling its constructor."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class FlowmapError(Exception):
+    """Whatever flowmap raises on purpose.
+
+    Args:
+        message: What is wrong, where, and what to do.
+        **fields: Kept as attributes of the error (`path`, `segment`, ...).
+    """
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class InvalidArgumentError(FlowmapError, ValueError):
+    """An argument has a value that cannot be."""
+
+
+class WrongTypeError(FlowmapError, TypeError):
+    """An argument has the wrong type."""
+
+
+class FillerNotFoundError(InvalidArgumentError):
+    """No filler can be found under this name, or what is there is not marked `@filler`."""
+
+
+class TargetExistsError(FlowmapError, FileExistsError):
+    """Something is at the path already."""
+
+
+class ForeignFileError(TargetExistsError, ValueError):
+    """What is at the path was not allocated by flowmap."""
+
+
+class OtherJobError(TargetExistsError, ValueError):
+    """Another job, or the same one pinned to other work, has the path."""
+
+
+class OtherWorkError(FlowmapError, ValueError):
+    """Rows were computed by another filler, or with other arguments."""
+
+
+class DamagedJobError(FlowmapError, ValueError):
+    """The target, its header or its records are not what was allocated."""
+
+
+class SegmentDoneError(FlowmapError, ValueError):
+    """The segment is done, with other bytes than those given."""
+
+
+class ClaimLostError(FlowmapError, RuntimeError):
+    """Another attempt has claimed the segment; this one stopped without committing."""
+
+
+class StoppedError(FlowmapError, RuntimeError):
+    """The run was ended while the segment was being filled; what was done is kept."""
+
+
+class FillerError(FlowmapError, RuntimeError):
+    """The filler raised, returned something, or changed its buffer.
+
+    Attributes:
+        segment: The name of the segment.
+        cause_type: The name of the type that the filler raised, or None.
+        transient: Whether trying again may help: the filler met an `OSError`.
+    """
+
+    segment: str
+    cause_type: str | None
+    transient: bool
+
+
+class WorkerDiedError(FlowmapError, RuntimeError):
+    """The worker process died while it had the segment in hand, each time it was tried."""
+
+
+class SegmentsFailedError(FlowmapError, RuntimeError):
+    """Some segments of a job failed; the others are done.
+
+    Attributes:
+        failures: The error of each failed segment, by the segment's index.
+    """
+
+    failures: dict[int, BaseException]
+
+
+class ValidationFailed(FlowmapError, ValueError):  # noqa: N818 -- the public name is settled
+    """The target is not what it should be.
+
+    Attributes:
+        report: The `ValidationReport`.
+    """
+
+    report: Any
+
+
+class JobBusyError(FlowmapError, RuntimeError):
+    """Another run is filling the job, or took it over from this one."""
+
+
+class LockTimeoutError(FlowmapError, TimeoutError):
+    """The header lock could not be had in time."""
+
+
+class StorageError(FlowmapError, OSError):
+    """The operating system refused; `errno` says why.
+
+    Args:
+        number: The error number, as in `errno`.
+        message: What was tried, why it failed, and what to do.
+        path: The file it happened to.
+    """
+
+    def __new__(cls, number: int, message: str, path: str | None = None) -> Self:
+        """Let `OSError` fill its own fields: errno, strerror and filename."""
+        return super().__new__(cls, number, message, path)
+
+    def __init__(self, number: int, message: str, path: str | None = None) -> None:
+        OSError.__init__(self, number, message, path)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # OSError keeps the file name apart from args; without it str() would differ.
+        return _rebuild, (type(self), (self.errno, self.strerror, self.filename), self.__dict__)
+
+
+class NotFoundError(StorageError, FileNotFoundError):
+    """There is no such file or folder."""
+
+
+class AccessDeniedError(StorageError, PermissionError):
+    """The file or folder may not be read or written."""
+
+
+def storage_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> StorageError:
+    """Return flowmap's error for one of the operating system.
+
+    Args:
+        error: What was raised.
+        doing: What was being done, and after a semicolon what to do about it:
+            "cannot reserve 8 GiB; free some space".
+        path: The file it happened to.
+
+    Returns:
+        An error with the same errno, for the caller to raise from `error`.
+    """
+    number = error.errno or errno_module.EIO
+    kinds: dict[int, type[StorageError]] = {
+        errno_module.ENOENT: NotFoundError,
+        errno_module.EACCES: AccessDeniedError,
+        errno_module.EPERM: AccessDeniedError,
+        errno_module.EROFS: AccessDeniedError,
+    }
+    message = f"{doing} ({os.strerror(number)})"
+    return kinds.get(number, StorageError)(number, message, os.fspath(path))

@@ -1,0 +1,260 @@
+"""Executors: where fillers run; and `fill`, which fills a whole job on one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from concurrent.futures import CancelledError, Executor, Future, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from flowmap.attempt import describe
+from flowmap.errors import (
+    InvalidArgumentError,
+    OtherWorkError,
+    SegmentsFailedError,
+)
+from flowmap.fillers import Work
+from flowmap.lease import leased
+from flowmap.segments import Segment, whole
+from flowmap.target import Target, open_target
+from flowmap.workers import Processes, Threads, available_cpus
+from flowmap.write import fill_work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from flowmap.fillers import Filler
+    from flowmap.records import SegmentRecord
+
+ExecutorName = Literal["processes", "threads"]
+EXECUTORS = get_args(ExecutorName)
+
+_SHOWN = 10
+
+
+@contextlib.contextmanager
+def executor(
+    name: ExecutorName | Executor = "processes", workers: int | None = None
+) -> Iterator[Executor]:
+    """Open an executor for a `with` block, for `fill_task` in a flow of your own.
+
+    On an exception, Ctrl-C included, its workers are ended: processes are killed, threads
+    stop before their next block.
+
+    Args:
+        name: "processes": warm worker processes, each replaced by itself when it dies.
+            "threads": threads of this process, for fillers that release the GIL. Or any
+            `concurrent.futures.Executor`, which is left as it is.
+        workers: How many; None for the processors that this process may use.
+
+    Yields:
+        The executor.
+
+    Raises:
+        InvalidArgumentError, WrongTypeError: There is no such executor.
+    """
+    if isinstance(name, Executor):
+        if workers is not None:
+            raise InvalidArgumentError("workers is for named executors; this one has its own.")
+        yield name
+        return
+    if name not in EXECUTORS:
+        raise InvalidArgumentError(
+            f"executor is {name!r}; it takes {', '.join(EXECUTORS)}, or any "
+            "concurrent.futures.Executor."
+        )
+    count = available_cpus() if workers is None else whole("workers", workers)
+    if count < 1:
+        raise InvalidArgumentError(f"workers is {count}; it takes 1 or more.")
+    pool = Processes(count) if name == "processes" else Threads(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.end()
+        raise
+    else:
+        pool.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fill is, as its callback is told after each segment.
+
+    Attributes:
+        segments_done: Segments that are done, those of earlier runs included.
+        segments_failed: Segments that failed in this run.
+        segments: Segments of the job.
+        rows_done: Rows of the segments that are done.
+        rows: Rows of the target.
+        bytes_done: Bytes of the segments that are done.
+        nbytes: Bytes of the target's data.
+        seconds: Since this run began.
+    """
+
+    segments_done: int
+    segments_failed: int
+    segments: int
+    rows_done: int
+    rows: int
+    bytes_done: int
+    nbytes: int
+    seconds: float
+
+
+def fill(
+    target: Target | str | os.PathLike[str],
+    filler: Filler | str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    executor: ExecutorName | Executor = "processes",
+    workers: int | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    name: str | None = None,
+) -> list[SegmentRecord]:
+    """Fill all segments of a job that are not done yet.
+
+    One segment that fails does not stop the others. Ctrl-C ends the workers; what was done
+    is kept, and calling again goes on from there.
+
+    Args:
+        target: The target, or its path.
+        filler: Called as `filler(out, block, **arguments)` for each block.
+        arguments: The filler's arguments by name.
+        executor: "processes", "threads", or any `concurrent.futures.Executor`.
+        workers: How many; None for the processors that this process may use.
+        progress: Called in this thread with a `Progress` at the start and after each segment.
+        name: Of this run, which a second run of the job is told.
+
+    Returns:
+        The records of the segments that this call filled, in the order they were done.
+
+    Raises:
+        SegmentsFailedError: Some segments failed; its `failures` say why.
+        OtherWorkError: The job is pinned to other work, or part of it was done by other work.
+        JobBusyError: Another run is filling the job.
+        WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+    """
+    opened = open_target(target)
+    work = Work.of(filler, arguments)
+    refuse_other_work(opened, work)
+    run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
+    with leased(opened.job, run) as lease, _open(executor, workers) as pool:
+        pending = opened.pending()
+        tally = _Tally(opened, pending, progress)
+        futures = {pool.submit(fill_work, segment, work): segment for segment in pending}
+        try:
+            for future in as_completed(futures):
+                lease.check()
+                tally.count(futures[future], future)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    if tally.failures:
+        raise failed(tally.failures, len(opened.segments), opened)
+    return tally.records
+
+
+_open = executor  # its name is a parameter of fill()
+
+
+class _Tally:
+    """Counts what is done, and tells."""
+
+    def __init__(
+        self,
+        target: Target,
+        pending: Sequence[Segment],
+        progress: Callable[[Progress], object] | None,
+    ) -> None:
+        self.records: list[SegmentRecord] = []
+        self.failures: dict[Segment, BaseException] = {}
+        self._target = target
+        self._progress = progress
+        self._began = time.monotonic()
+        self._segments_done = len(target.segments) - len(pending)
+        self._rows_done = target.job.layout.rows - sum(segment.rows for segment in pending)
+        self._tell()
+
+    def count(self, segment: Segment, future: Future[SegmentRecord]) -> None:
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            self.records.append(future.result())
+            self._segments_done += 1
+            self._rows_done += segment.rows
+        else:
+            self.failures[segment] = error
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            layout = self._target.job.layout
+            self._progress(
+                Progress(
+                    segments_done=self._segments_done,
+                    segments_failed=len(self.failures),
+                    segments=len(self._target.segments),
+                    rows_done=self._rows_done,
+                    rows=layout.rows,
+                    bytes_done=self._rows_done * layout.row_bytes,
+                    nbytes=layout.nbytes,
+                    seconds=time.monotonic() - self._began,
+                )
+            )
+
+
+def refuse_other_work(target: Target, work: Work) -> None:
+    """Refuse work that does not fit the job, before anything is filled.
+
+    Raises:
+        OtherWorkError: The job is pinned to other work, or part of it was done by other work.
+    """
+    pinned = target.job.work
+    status = target.status()
+    done = status[(status["state"] == "done") | (status["state"] == "written")]
+    other = done[done["work"] != work.fingerprint]
+    if pinned is not None and pinned["fingerprint"] != work.fingerprint:
+        fault = f"is pinned to {describe(pinned)}"
+    elif len(other):
+        fault = f"has {len(other)} segments done by another filler, version or other arguments"
+    else:
+        return
+    raise OtherWorkError(
+        f"{target.path} {fault}; it was to be filled by {describe(work.describe())}. Run the "
+        "same work, or allocate another target, or this one anew with exist='overwrite'.",
+    )
+
+
+def failed(
+    failures: Mapping[Segment, BaseException], count: int, target: Target
+) -> SegmentsFailedError:
+    """Return the error of a run some of whose segments failed.
+
+    Args:
+        failures: Why each of them failed.
+        count: How many segments the job has.
+        target: Its target.
+    """
+    ordered = sorted(failures.items(), key=lambda item: item[0].index)
+    lines = [f"  - {_reason(segment, error)}" for segment, error in ordered[:_SHOWN]]
+    if len(ordered) > _SHOWN:
+        lines.append(f"  - and {len(ordered) - _SHOWN} more")
+    message = "\n".join(
+        [
+            f"{len(ordered)} of {count} segments of {target.path} failed:",
+            *lines,
+            "The others are done. Running the job again fills only those that are missing.",
+        ]
+    )
+    return SegmentsFailedError(
+        message, failures={segment.index: error for segment, error in ordered}
+    )
+
+
+def _reason(segment: Segment, error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text if segment.name in text else f"{segment.name}: {text}"

@@ -1,0 +1,281 @@
+"""Fillers: the user's functions, looked up by name, and the fingerprint of their work."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib
+import inspect
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+
+import numpy as np
+import xxhash
+
+from flowmap.errors import FillerNotFoundError, InvalidArgumentError, WrongTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from flowmap.segments import Block
+
+    Filler = Callable[..., None]
+
+F = TypeVar("F", bound="Callable[..., None]")
+
+_MARK: Final = "__flowmap_filler__"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What `@filler` says of a function.
+
+    Attributes:
+        name: Its name where it was defined: in another process its module may have none.
+        version: Of what it computes.
+        volatile: The arguments that do not change what it computes.
+    """
+
+    name: str
+    version: str = "1"
+    volatile: tuple[str, ...] = ()
+
+
+@overload
+def filler(function: F, /) -> F: ...
+@overload
+def filler(*, version: str = ..., volatile: Iterable[str] = ...) -> Callable[[F], F]: ...
+def filler(
+    function: F | None = None, /, *, version: str = "1", volatile: Iterable[str] = ()
+) -> F | Callable[[F], F]:
+    """Mark a function as a filler, so that it can be named in text.
+
+    The function is called as `function(out, block, **arguments)` and fills `out`, the
+    rows `block.start` to `block.stop` of the target. `out` arrives zeroed, padding
+    included, in the target's dtype and memory order: shape (rows, ...) in C order,
+    (..., rows) in Fortran order, () for a 0-d target. It returns nothing. It must not
+    keep `out`, which is used again for the next block.
+
+    Args:
+        function: The function.
+        version: Part of the work's fingerprint: change it when what is computed changes,
+            so that rows of the old version are not mixed with the new.
+        volatile: Names of arguments that do not change what is computed (`log`, `verbose`).
+
+    Returns:
+        The function itself, marked.
+    """
+    if isinstance(volatile, str) or not isinstance(version, str):
+        raise WrongTypeError("version takes a text, volatile a sequence of names.")
+
+    def decorate(function: F) -> F:
+        if not callable(function):
+            raise WrongTypeError(f"@filler marks a function, not {function!r}.")
+        setattr(function, _MARK, Mark(_name_of(function), version, tuple(volatile)))
+        return function
+
+    return decorate if function is None else decorate(function)
+
+
+def mark_of(function: Filler) -> Mark:
+    """Return the mark of a filler, or the one it would get; `.name` is "module:function"."""
+    mark = getattr(function, _MARK, None)
+    return mark if isinstance(mark, Mark) else Mark(_name_of(function))
+
+
+def _name_of(named: Any) -> str:
+    module = getattr(named, "__module__", None) or type(named).__module__
+    if module in ("__main__", "__mp_main__"):  # the latter in processes that spawn made
+        module = _main_module_name()
+    return f"{module}:{getattr(named, '__qualname__', None) or type(named).__qualname__}"
+
+
+def _main_module_name() -> str:
+    """Name the script that runs as it would be named when imported, wherever it stands."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    return Path(getattr(main, "__file__", None) or "__main__").stem
+
+
+def find_filler(name: str) -> Filler:
+    """Look up a filler by its name, importing its module.
+
+    Args:
+        name: "package.module:function".
+
+    Raises:
+        FillerNotFoundError: There is none, or it is not marked with `@filler`.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not (colon and module_name and function_name):
+        raise FillerNotFoundError(
+            f"{name!r} names no filler; write it as 'package.module:function'."
+        )
+    try:
+        found: Any = functools.reduce(
+            getattr, function_name.split("."), importlib.import_module(module_name)
+        )
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise FillerNotFoundError(
+            f"The filler {name!r} cannot be found: {error}. Is its module installed, or its "
+            "folder on PYTHONPATH, where the job runs?"
+        ) from error
+    if not isinstance(getattr(found, _MARK, None), Mark):
+        raise FillerNotFoundError(
+            f"{name!r} is there but not marked; put @flowmap.filler above its definition."
+        )
+    return cast("Filler", found)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A filler with its arguments.
+
+    Attributes:
+        function: The filler.
+        arguments: What it is called with, by name.
+        name: The filler's name.
+        version: The filler's version.
+        fingerprint: xxh3_128, in hexadecimal, of name, version and the arguments in a canonical
+            form, without those declared volatile.
+    """
+
+    function: Filler = field(repr=False)
+    arguments: Mapping[str, Any]
+    name: str
+    version: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, function: Filler | str, arguments: Mapping[str, Any] | None = None) -> Work:
+        """Check a filler with its arguments, and fingerprint them.
+
+        Raises:
+            WrongTypeError: Not a filler, not a dict, or arguments that it does not take.
+            FillerNotFoundError: The name leads to no filler.
+            InvalidArgumentError: An argument of a kind that cannot be fingerprinted.
+        """
+        if isinstance(function, str):
+            function = find_filler(function)
+        if not callable(function):
+            raise WrongTypeError(f"filler is {function!r}; it takes a function or its name.")
+        if isinstance(function, functools.partial):
+            raise WrongTypeError(
+                "filler is a functools.partial, whose arguments no fingerprint would guard; "
+                "pass the function, and its arguments in `arguments`."
+            )
+        chosen = _check_arguments(function, arguments)
+        mark = mark_of(function)
+        counted = {k: v for k, v in chosen.items() if k not in mark.volatile}
+        form = json.dumps([mark.name, mark.version, _canonical(counted, "arguments")])
+        fingerprint = xxhash.xxh3_128_hexdigest(form.encode())
+        return cls(function, chosen, mark.name, mark.version, fingerprint)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is recorded of it, as JSON values; its source is for people only."""
+        try:
+            source = inspect.getsource(inspect.unwrap(self.function))
+        except (OSError, TypeError):
+            source = None
+        return {
+            "filler": self.name,
+            "version": self.version,
+            "arguments": {name: repr(value) for name, value in self.arguments.items()},
+            "fingerprint": self.fingerprint,
+            "source": source,
+        }
+
+    def __call__(self, out: np.ndarray[Any, Any], block: Block) -> object:
+        """Call the filler for one block."""
+        function: Callable[..., object] = self.function
+        return function(out, block, **self.arguments)
+
+
+def _check_arguments(function: Filler, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    if arguments is None:
+        arguments = {}
+    if not hasattr(arguments, "keys") or not all(isinstance(k, str) for k in arguments):
+        raise WrongTypeError(
+            f"arguments is {type(arguments).__name__}; it takes a dict of the filler's "
+            "arguments by name. In a Prefect .map, wrap it: arguments=unmapped({...})."
+        )
+    chosen = dict(arguments)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin that tells nothing of itself
+        return chosen
+    try:
+        signature.bind(None, None, **chosen)
+    except TypeError as error:
+        raise WrongTypeError(
+            f"The filler {mark_of(function).name}{signature} cannot be called as "
+            f"filler(out, block{''.join(f', {k}=...' for k in chosen)}): {error}."
+        ) from error
+    return chosen
+
+
+def _canonical(value: Any, where: str) -> Any:
+    """Return JSON values that are equal exactly where `value` is the same input."""
+    match value:
+        case list() | tuple():
+            return ["list", *(_canonical(v, f"{where}[{i}]") for i, v in enumerate(value))]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {k: _canonical(value[k], f"{where}[{k!r}]") for k in sorted(value)}
+        case np.ndarray() if not value.dtype.hasobject:
+            digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).tobytes())
+            return ["array", repr(value.dtype), list(value.shape), digest]
+    atom = _canonical_atom(value)
+    if atom is not None or value is None:
+        return atom
+    raise InvalidArgumentError(
+        f"{where} is a {type(value).__name__}, which has no fingerprint, so that a resume "
+        "could not tell whether it changed. Pass numbers, texts, lists, dicts or NumPy arrays, "
+        "or declare the argument volatile: @flowmap.filler(volatile=(...,))."
+    )
+
+
+def _canonical_atom(value: Any) -> Any:
+    """Return JSON values for what holds nothing else; None for what cannot be told apart."""
+    atom: Any = None
+    if isinstance(value, enum.Enum):
+        atom = ["enum", _name_of(type(value)), value.name]
+    elif isinstance(value, bool | np.bool_):
+        atom = bool(value)
+    elif isinstance(value, str):
+        atom = str(value)
+    elif isinstance(value, int | np.integer):
+        atom = ["int", str(int(value))]
+    elif isinstance(value, float | np.float32 | np.float16):
+        atom = ["float", float(value).hex()]
+    elif isinstance(value, complex | np.generic):
+        atom = ["scalar", np.asarray(value).dtype.str, str(value)]
+    elif isinstance(value, bytes | os.PathLike):
+        atom = [type(value).__name__, os.fsencode(value).hex()]
+    return atom
+
+
+@filler
+def arange(
+    out: np.ndarray[Any, Any], block: Block, *, start: float = 0, step: float = 1
+) -> None:
+    """Fill each row with start + step * its number, as `numpy.arange` counts.
+
+    Args:
+        out: Shape (rows, ...), any numeric dtype.
+        block: The rows.
+        start: The value of row 0.
+        step: From one row to the next.
+    """
+    values = start + step * np.arange(block.start, block.stop)
+    if out.ndim == 0:
+        out[...] = values[0]
+    elif out.flags.c_contiguous and len(out) == len(block):
+        out[...] = values.reshape(-1, *[1] * (out.ndim - 1))
+    else:  # Fortran order: the rows lie along the last axis
+        out[...] = values

@@ -1,0 +1,178 @@
+"""The flow `fill-array`: allocate, fill each segment in a task run of its own, validate."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from prefect import get_run_logger, runtime
+from prefect.flows import Flow
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import BeforeValidator, Field
+
+from flowmap.artifacts import ProgressBar, publish_summary
+from flowmap.errors import InvalidArgumentError
+from flowmap.executors import executor as open_executor
+from flowmap.executors import failed, refuse_other_work
+from flowmap.fillers import Work, mark_of
+from flowmap.lease import Lease, leased
+from flowmap.npy import Layout
+from flowmap.records import SegmentRecord
+from flowmap.tasks import alloc_task, fill_task, validate_task
+from flowmap.validation import ValidationReport
+from flowmap.workers import available_cpus
+
+if TYPE_CHECKING:
+    from flowmap.segments import Segment
+    from flowmap.target import Target
+
+_SPARE_THREADS = 4  # so that a worker never waits for Prefect to hand it the next segment
+
+
+def _filler_name(filler: Any) -> Any:
+    """Turn an importable filler into its name."""
+    if not callable(filler):
+        return filler
+    name = mark_of(filler).name
+    module, _, attribute = name.partition(":")
+    if getattr(sys.modules.get(module), attribute, None) is not filler:
+        raise InvalidArgumentError(
+            f"The filler {name} cannot be imported by that name, as this flow "
+            "takes it. Put it into a module, or use flowmap.fill or a flow of your own."
+        )
+    return name
+
+
+def _dtype_name(dtype: Any) -> Any:
+    """Turn a dtype into what names it in JSON."""
+    if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and dtype is not str):
+        return Layout.of((), dtype, fortran_order=False).descr
+    return dtype
+
+
+FillerName = Annotated[str, BeforeValidator(_filler_name)]
+DTypeName = Annotated[str | list[Any], BeforeValidator(_dtype_name)]
+
+
+class _PlainFlow(Flow[..., ValidationReport]):
+    """A flow whose parameters Prefect shows as the names they stand for."""
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        plain = dict(parameters)
+        for name, convert in (("filler", _filler_name), ("dtype", _dtype_name)):
+            if name in plain:
+                plain[name] = convert(plain[name])
+        return super().serialize_parameters(plain)
+
+
+def _fill_array(
+    path: str,
+    shape: int | list[int] = 1_000_000,
+    dtype: DTypeName = "<f8",
+    filler: FillerName = "flowmap.fillers:arange",
+    arguments: dict[str, Any] | None = None,
+    segments: Annotated[int, Field(ge=1)] | None = None,
+    block_rows: Annotated[int, Field(ge=1)] | None = None,
+    durability: Literal["segment", "end"] = "segment",
+    executor: Literal["processes", "threads"] = "processes",
+    workers: Annotated[int, Field(ge=1)] | None = None,
+    exist: Literal["resume", "error", "overwrite"] = "resume",
+    fortran_order: bool = False,
+    reserve: bool = True,
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0,
+    finite: bool = False,
+) -> ValidationReport:
+    """Fill one big .npy file: allocate it, fill its segments, validate it.
+
+    A segment that fails does not stop the others. Running the flow again with the same
+    parameters fills only what is missing.
+
+    Args:
+        path: Of the .npy file. Its folder must exist.
+        shape: Elements along each axis, as a number or a list.
+        dtype: Of one element: "<f8", or a list of fields [["t", "<f8"], ["v", "<f4", [3]]].
+        filler: Computes the rows: "package.module:function", marked with @flowmap.filler.
+        arguments: The filler's arguments by name.
+        segments: How many task runs; chosen from the size if left empty.
+        block_rows: Rows computed at once; about a mebibyte if left empty.
+        durability: "segment" syncs each segment, "end" syncs once, for very many small ones.
+        executor: Where fillers run: worker processes, or threads of the flow's process.
+        workers: How many; one a processor if left empty.
+        exist: If the file exists: go on with the same job, refuse, or replace it.
+        fortran_order: Whether the last axis is the slow one.
+        reserve: Whether to reserve the disk space at the start.
+        checkpoint_seconds: Seconds between syncs within a segment.
+        finite: Whether NaNs and infinities in the result are a fault.
+
+    Returns:
+        The report of the validation, which passed.
+
+    Raises:
+        SegmentsFailedError: Some segments failed; the message names them.
+        ValidationFailed: The file is not what it should be.
+        FlowmapError: As `flowmap.allocate` and `flowmap.fill`.
+    """
+    target = alloc_task(
+        path,
+        shape,
+        dtype,
+        fortran_order=fortran_order,
+        segments=segments,
+        block_rows=block_rows,
+        exist=exist,
+        reserve=reserve,
+        durability=durability,
+        checkpoint_seconds=checkpoint_seconds,
+        filler=filler,
+        arguments=arguments,
+    )
+    refuse_other_work(target, Work.of(filler, arguments))
+    parameters = {"filler": filler, "arguments": arguments or {}}
+    name = f"{runtime.flow_run.name} ({runtime.flow_run.id})"
+    with leased(target.job, name) as lease:
+        _fill_pending(target, lease, parameters, executor, workers)
+    report = validate_task(target, finite=finite)
+    publish_summary(target, report)
+    return report
+
+
+def _fill_pending(
+    target: Target,
+    lease: Lease,
+    parameters: dict[str, Any],
+    executor: Literal["processes", "threads"],
+    workers: int | None,
+) -> None:
+    """Fill what is missing, each segment in a task run, in a bounded number of threads."""
+    pending = target.pending()
+    if not pending:
+        return
+    bar = ProgressBar(target, sum(segment.rows for segment in pending))
+    threads = (workers or available_cpus()) + _SPARE_THREADS
+    failures: dict[Segment, BaseException] = {}
+    with (
+        open_executor(executor, workers) as pool,
+        ThreadPoolTaskRunner[SegmentRecord](max_workers=threads) as runner,
+    ):
+        parameters = parameters | {"executor": pool}
+        futures: dict[PrefectFuture[SegmentRecord], Segment] = {
+            runner.submit(fill_task, {"segment": segment, **parameters}): segment
+            for segment in pending
+        }
+        for future in as_completed(list(futures)):
+            lease.check()
+            segment = futures[future]
+            result = future.result(raise_on_failure=False)
+            if isinstance(result, BaseException):
+                failures[segment] = result
+            else:
+                bar.advance(segment.rows)
+    bar.show()
+    if failures:
+        raise failed(failures, len(target.segments), target)
+    get_run_logger().info("%d segments were filled", len(pending))
+
+
+fill_array = _PlainFlow(_fill_array, name="fill-array")

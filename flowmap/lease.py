@@ -1,0 +1,175 @@
+"""The lease: one run at a time fills a job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flowmap.errors import FlowmapError, JobBusyError, storage_error
+from flowmap.locks import header_lock
+from flowmap.storage import publish_json, read_json, sync_folder
+from flowmap.target import FORMAT, Job, Sidecar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFRESH: Final = 10.0
+"""Seconds between two refreshes of a lease."""
+
+TERM: Final = 60.0
+"""Seconds that a lease holds without one: six refreshes, for a file system that hangs."""
+
+
+class Lease:
+    """The right to fill a job, held by a run; `leased` makes it.
+
+    Args:
+        path: Of `run.json`.
+        document: What it says.
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self._path = path
+        self._document = document
+        self._ended = threading.Event()
+        self._taken_by: str | None = None
+
+    def check(self) -> None:
+        """Look whether the run still has the job.
+
+        Raises:
+            JobBusyError: Another run took it over.
+        """
+        if self._taken_by is not None:
+            raise JobBusyError(
+                f"The run {self._document['name']} lost the job to {self._taken_by}: it had "
+                f"shown no sign of life for {TERM:g} s. What it finished is kept."
+            )
+
+    def refresh_until_ended(self) -> None:
+        """Refresh the lease every `REFRESH` seconds: what the lease's thread does."""
+        while not self._ended.wait(REFRESH):
+            # A file system that fails for a while costs refreshes, not the run.
+            with contextlib.suppress(OSError):
+                if not self._is_ours():
+                    return
+                publish_json(self._path, self._document | {"refreshed": time.time()})
+
+    def _is_ours(self) -> bool:
+        found = _read(self._path) or {"name": "another allocation"}
+        if found.get("token") != self._document["token"]:
+            self._taken_by = str(found["name"])
+        return self._taken_by is None
+
+    def end(self) -> None:
+        """Give the job back."""
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                self._path.unlink()
+                sync_folder(self._path.parent)
+
+
+@contextlib.contextmanager
+def leased(job: Job, name: str) -> Iterator[Lease]:
+    """Hold the lease of a job for a `with` block.
+
+    A lease whose process is dead on this host is void at once; any other when it has not
+    been refreshed for `TERM` seconds.
+
+    Args:
+        job: The job.
+        name: Of the run, which a second run is told.
+
+    Raises:
+        JobBusyError: Another run has the job.
+        LockTimeoutError: The header lock was held too long.
+        StorageError: The lease cannot be written.
+    """
+    path = Sidecar.of(job.path).run
+    now = time.time()
+    document = {
+        "format": FORMAT,
+        "job": job.id,
+        "token": secrets.token_hex(16),
+        "name": name,
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "process_started": _started(os.getpid()),
+        "began": now,
+        "refreshed": now,
+    }
+    try:
+        with header_lock(path.parent):
+            _refuse_if_live(_read(path), job)
+            publish_json(path, document)
+    except OSError as error:
+        if isinstance(error, FlowmapError):
+            raise
+        raise storage_error(error, "cannot write the lease of the run", path) from error
+    lease = Lease(path, document)
+    thread = threading.Thread(
+        target=lease.refresh_until_ended, name="flowmap-lease", daemon=True
+    )
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease.end()
+        thread.join()
+
+
+def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
+    if found is None or found.get("job") != job.id:
+        return
+    age = time.time() - found["refreshed"]
+    if age >= TERM:
+        return
+    if found["machine"] == _machine() and _started(found["pid"]) != found["process_started"]:
+        return
+    raise JobBusyError(
+        f"The run {found['name']} is filling {job.path} (process {found['pid']} on "
+        f"{found['host']}, sign of life {max(age, 0):.0f} s ago). Wait for it to end, or end "
+        f"it; after {TERM:g} s without a sign of life its lease is void.",
+        run=found["name"],
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the lease that is there; None for none, or one that nobody can have written."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _machine() -> str:
+    """Name where a process id means this process: this boot, and this container if any."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    return socket.gethostname()
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        pass
+    else:  # proc(5): fields 3, the state, and 22; a zombie fills nothing any more
+        return None if fields[0] in "ZX" else int(fields[19])
+    if Path("/proc/self/stat").exists():
+        return None
+    try:  # no /proc: a process with this number will have to do
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return 0

@@ -1,0 +1,252 @@
+"""The ledger: the durable record, beside the target, of what is done.
+
+One page a segment, each written only by the worker that has the segment: two hosts that
+write different bytes of one page over NFS lose data. A page holds 16 slots. Attempt *a*
+owns slots 2(*a* mod 8) and the next, and alternates between them, so that a torn write
+never costs the last good record and a zombie cannot write over its retry's. The largest
+valid (attempt, sequence) counts.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from flowmap.errors import ClaimLostError, DamagedJobError, storage_error
+from flowmap.npy import Layout
+from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
+from flowmap.storage import (
+    PAGE,
+    NotRegularError,
+    buffer_of,
+    created,
+    open_existing,
+    read_into,
+    reserve,
+    sync_data,
+    write_all,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class Ledger:
+    """The open ledger of a job.
+
+    Args:
+        path: Of `ledger.npy`.
+        job: The job's id.
+        count: How many segments the job has.
+        write: Whether records will be written.
+
+    Raises:
+        DamagedJobError: The file is missing, or is not the ledger of such a job.
+        StorageError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path, job: str, count: int, *, write: bool = False) -> None:
+        self.path = path
+        self._job = job
+        self._count = count
+        header = _layout(count).header()
+        self._offset = len(header)
+        try:
+            self._descriptor = open_existing(path, write=write)
+        except (FileNotFoundError, NotRegularError) as error:
+            raise _damaged(path, "is missing") from error
+        except OSError as error:
+            raise storage_error(error, "cannot open the ledger", path) from error
+        size, expected = os.fstat(self._descriptor).st_size, len(header) + count * PAGE
+        found = os.pread(self._descriptor, len(header), 0)
+        if (size, found) != (expected, header):
+            self.close()
+            resized = f"has {size} bytes instead of {expected}"
+            raise _damaged(path, resized if size != expected else "has another header")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def page(self, index: int) -> bytes:
+        """Return the page of one segment as it is now."""
+        return os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
+
+    def read(self, index: int, start: int, stop: int) -> SegmentRecord:
+        """Return the record of one segment; pending where there is none yet."""
+        return self.newest(self.page(index), index, start, stop)
+
+    def newest(self, page: bytes, index: int, start: int, stop: int) -> SegmentRecord:
+        """Return the record that counts of a page."""
+        slots = np.frombuffer(page, SLOT)[None]
+        best = _newest(slots, self._job, np.array([index]))
+        if best[0] < 0:
+            return SegmentRecord(index, start, stop)
+        return SegmentRecord.unpack(slots[0, best[0]].tobytes())
+
+    def read_all(self, bounds: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the slot that counts of each segment: shape (segments,), dtype SLOT.
+
+        Args:
+            bounds: Shape (segments, 2): start and stop of each. A segment with no record
+                yet gets an empty slot with these, attempt 0 and state "pending".
+        """
+        chosen = np.zeros(self._count, SLOT)
+        chosen["segment"] = np.arange(self._count)
+        chosen["state"] = b"pending"
+        chosen["start"], chosen["stop"] = bounds[:, 0], bounds[:, 1]
+        step = 1024  # pages at a time: 4 MiB, whatever the number of segments
+        for first in range(0, self._count, step):
+            last = min(first + step, self._count)
+            pages = buffer_of((last - first) * PAGE)
+            read_into(self._descriptor, pages, self._offset + first * PAGE)
+            slots = pages.view(SLOT).reshape(-1, SLOTS)
+            best = _newest(slots, self._job, np.arange(first, last))
+            (known,) = np.nonzero(best >= 0)
+            chosen[first + known] = slots[known, best[known]]
+        return chosen
+
+    def write(self, record: SegmentRecord, page: bytes) -> bytes:
+        """Write a record into the slot that its attempt and sequence number own.
+
+        Args:
+            record: What to write.
+            page: The segment's page as it was seen last.
+
+        Returns:
+            What the page must be now, if nobody else has written to it.
+        """
+        slot = 2 * (record.attempt % (SLOTS // 2)) + record.sequence % 2
+        first, last = slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
+        packed = record.pack(self._job)
+        write_all(self._descriptor, packed, self._offset + record.index * PAGE + first)
+        return page[:first] + packed + page[last:]
+
+    def sync(self) -> None:
+        """Return only when what was recorded is on the disk."""
+        sync_data(self._descriptor)
+
+
+class Claim:
+    """A claim to one segment, and the records that its attempt makes.
+
+    Making one writes a new attempt into the ledger, which whoever had the segment notices
+    before the next record. The claim is looked at again before each record: a page that
+    is byte for byte what this claim last saw holds no other claim.
+
+    Args:
+        ledger: Open for writing; the caller closes it.
+        record: What the ledger says of the segment now.
+        work: The fingerprint of the work of this attempt.
+        **changes: Other fields of the first record ("state", "rows_done", ...).
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: SegmentRecord,
+        work: str,
+        **changes: Any,
+    ) -> None:
+        self._ledger = ledger
+        now = time.time()
+        self.record = replace(
+            record,
+            attempt=record.attempt + 1,
+            sequence=0,
+            work=work,
+            token=secrets.token_hex(16),
+            started=now,
+            finished=now,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            reason="",
+            **changes,
+        )
+        self._page = ledger.write(self.record, ledger.page(record.index))
+        self.check()
+
+    def check(self) -> None:
+        """Look whether the claim still stands.
+
+        Raises:
+            ClaimLostError: Another attempt has the segment.
+        """
+        page = self._ledger.page(self.record.index)
+        if page == self._page:
+            return
+        mine = self.record
+        found = self._ledger.newest(page, mine.index, mine.start, mine.stop)
+        if (found.attempt, found.token) != (mine.attempt, mine.token):
+            name = f"segment {mine.index:04d} [{mine.start}:{mine.stop}]"
+            raise ClaimLostError(
+                f"{name}: attempt {mine.attempt} found that attempt {found.attempt} by process "
+                f"{found.pid} on {found.host or 'no host'} has the segment (now "
+                f"{found.state}), and stopped without recording anything. Let that one "
+                "finish; run the job again if it does not.",
+                segment=name,
+            )
+        self._page = page
+
+    def note(self, **changes: Any) -> SegmentRecord:
+        """Look at the claim, then record `changes`; not yet durable."""
+        self.check()
+        self.record = replace(
+            self.record, sequence=self.record.sequence + 1, finished=time.time(), **changes
+        )
+        self._page = self._ledger.write(self.record, self._page)
+        return self.record
+
+
+def create_ledger(path: Path, count: int) -> None:
+    """Make the ledger of a new job: reserved, empty, durable once its folder is synced."""
+    header = _layout(count).header()
+    with created(path) as descriptor:
+        reserve(descriptor, len(header) + count * PAGE)
+        write_all(descriptor, header, 0)
+        os.fsync(descriptor)
+
+
+def _layout(count: int) -> Layout:
+    return Layout((count, SLOTS), SLOT, fortran_order=False)
+
+
+def _newest(slots: NDArray[Any], job: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return which slot of each page counts: shape (pages,); -1 where none is valid."""
+    ours = (slots["job"] == job.encode()) & (slots["segment"] == indices[:, None])
+    order = np.where(ours, (slots["attempt"].astype("u8") << 32) + slots["sequence"] + 1, 0)
+    best = np.argmax(order, axis=1)
+    pages = np.arange(len(slots))
+    unchecked = np.nonzero(order[pages, best])[0]
+    while unchecked.size:  # a torn newest slot leaves the one before it
+        bad = [
+            page
+            for page in unchecked
+            if not checksum_matches(slots[page, best[page]].tobytes())
+        ]
+        order[bad, best[bad]] = 0
+        best[bad] = np.argmax(order[bad], axis=1)
+        unchecked = np.array([page for page in bad if order[page, best[page]]], np.intp)
+    return np.where(order[pages, best] > 0, best, -1)
+
+
+def _damaged(path: Path, what: str) -> DamagedJobError:
+    return DamagedJobError(
+        f"The ledger {path} {what}: nothing is known of which segments are done. Restore it "
+        'from a copy, or begin anew with exist="overwrite".',
+        path=str(path),
+    )

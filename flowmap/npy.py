@@ -1,0 +1,230 @@
+"""The header of a `.npy` file: check what it shall say, and encode it up to the next page.
+
+The format is NumPy's (numpy.lib.format, versions 1 to 3). flowmap pads the header with
+spaces so that the data begins on a page: legal, since the format asks only for a
+multiple of 64.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import numpy as np
+import xxhash
+from numpy.lib import format as npy_format
+
+from flowmap.errors import InvalidArgumentError, WrongTypeError
+from flowmap.storage import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import DTypeLike
+
+_MAX_BYTES: Final = 2**63 - 1  # off_t, and the intp that NumPy indexes with
+_MAX_DIMENSIONS: Final = 64  # NPY_MAXDIMS of NumPy 2
+_NEAT: Final = 64  # numpy.lib.format.ARRAY_ALIGN: what the format asks of the data's offset
+_LOADABLE: Final = 10_000  # np.load's max_header_size: a longer header it refuses
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a `.npy` file holds: shape, dtype and order, checked, and the bytes they take.
+
+    Attributes:
+        shape: Elements along each axis.
+        dtype: Of one element; never object, never a bare subarray.
+        fortran_order: Whether the last axis is the slow one.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran_order: bool
+
+    @classmethod
+    def of(cls, shape: object, dtype: DTypeLike | list[Any], fortran_order: object) -> Layout:
+        """Check what a user asked for.
+
+        Raises:
+            WrongTypeError: `shape` is not made of whole numbers, `dtype` not a dtype.
+            InvalidArgumentError: A negative or overflowing shape; a dtype that the format
+                cannot hold.
+        """
+        checked = _check_dtype(dtype)
+        whole = _check_shape(shape)
+        if checked.subdtype is not None:  # as np.empty does with such a dtype
+            checked, inner = checked.subdtype
+            whole += inner
+        if not isinstance(fortran_order, bool | np.bool_):
+            raise WrongTypeError(f"fortran_order is {fortran_order!r}; it takes True or False.")
+        layout = cls(whole, checked, bool(fortran_order))
+        layout._check_size()
+        return layout
+
+    def _check_size(self) -> None:
+        if len(self.shape) > _MAX_DIMENSIONS:
+            raise InvalidArgumentError(
+                f"The shape has {len(self.shape)} axes; NumPy allows {_MAX_DIMENSIONS}."
+            )
+        # As NumPy does, an empty array's other axes must be sensible too.
+        nbytes = math.prod(n for n in self.shape if n) * max(self.dtype.itemsize, 1)
+        if nbytes > _MAX_BYTES - len(self.header()):
+            raise InvalidArgumentError(
+                f"Shape {self.shape} of {self.dtype} would take {nbytes} bytes; a file holds "
+                f"at most {_MAX_BYTES}."
+            )
+
+    @property
+    def rows(self) -> int:
+        """How many rows: the length of the slow axis; 1 for a 0-d array."""
+        if not self.shape:
+            return 1
+        return self.shape[-1] if self.fortran_order else self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        inner = self.shape[:-1] if self.fortran_order else self.shape[1:]
+        return math.prod(inner) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data, the header not counted."""
+        return self.rows * self.row_bytes
+
+    def block_shape(self, rows: int) -> tuple[int, ...]:
+        """Return the shape of `rows` consecutive rows: () for a 0-d array."""
+        if not self.shape:
+            return ()
+        return (*self.shape[:-1], rows) if self.fortran_order else (rows, *self.shape[1:])
+
+    @property
+    def descr(self) -> Any:
+        """The dtype as the format writes it."""
+        return _descr(self.dtype)
+
+    def header(self) -> bytes:
+        """Return the header, from the magic to the newline before the data.
+
+        Its length is a multiple of the page. Where that padding alone would take the
+        header over what `np.load` accepts, it is only the multiple of 64 that the format
+        asks for.
+
+        Source: numpy.lib.format, "Format Version 1.0" to "3.0".
+        """
+        fields = {"descr": self.descr, "fortran_order": self.fortran_order, "shape": self.shape}
+        text = "{" + "".join(f"'{key}': {value!r}, " for key, value in fields.items()) + "}"
+        try:
+            version, payload = (1, 0), text.encode("latin-1")
+        except UnicodeEncodeError:
+            version, payload = (3, 0), text.encode()
+        if version == (1, 0) and len(payload) > 0xFFFF - PAGE:
+            version = (2, 0)
+        head = npy_format.magic(*version)
+        length_format = "<H" if version == (1, 0) else "<I"
+        prefix = len(head) + struct.calcsize(length_format)
+        unpadded = prefix + len(payload) + 1  # the newline
+        total = -(-unpadded // PAGE) * PAGE
+        if total - prefix > _LOADABLE >= unpadded - prefix:
+            total = -(-unpadded // _NEAT) * _NEAT
+        length = struct.pack(length_format, total - prefix)
+        return head + length + payload.ljust(total - prefix - 1) + b"\n"
+
+    def as_array(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+        """View the bytes of `rows` rows, uint8, as an array of this kind."""
+        order: Literal["F", "C"] = "F" if self.fortran_order else "C"
+        return np.ndarray(self.block_shape(rows), self.dtype, data, order=order)
+
+
+def header_digest(header: bytes) -> str:
+    """Return the digest that `job.json` keeps of the header: xxh3_128, in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(header)
+
+
+def _check_shape(shape: object) -> tuple[int, ...]:
+    dimensions: Iterable[Any]
+    if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
+        dimensions = (shape,)
+    else:
+        dimensions = shape
+    try:
+        whole = tuple(operator.index(n) for n in dimensions)
+    except TypeError as error:
+        raise WrongTypeError(
+            f"shape is {shape!r}; it takes a whole number or a sequence of them."
+        ) from error
+    if any(n < 0 for n in whole):
+        raise InvalidArgumentError(f"shape is {whole}; no axis can be negative.")
+    return whole
+
+
+def _descr(dtype: np.dtype[Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # dtype metadata, which no file keeps
+        return npy_format.dtype_to_descr(dtype)
+
+
+def _check_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
+    if dtype is None:  # np.dtype(None) is float64: a default nobody asked for
+        raise WrongTypeError("dtype is None; name one, such as '<f8'.")
+    try:
+        checked = np.dtype(_as_descr(dtype))
+    except (TypeError, ValueError, SyntaxError, KeyError) as error:
+        kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
+        raise kind(f"dtype is {dtype!r}, which NumPy does not take: {error}") from error
+    if checked.hasobject:
+        raise InvalidArgumentError(
+            f"dtype {checked} holds Python objects, which have no place of their own in a "
+            "file; use numbers, fixed-length strings such as 'U20', or a structured dtype."
+        )
+    base = checked if checked.subdtype is None else checked.subdtype[0]
+    if base.itemsize == 0 and base.names is None:
+        raise InvalidArgumentError(
+            f"dtype {checked} has no size; say how long, such as '{base.kind}20'."
+        )
+    try:
+        same = npy_format.descr_to_dtype(_descr(base)) == base
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise InvalidArgumentError(
+            f"dtype {checked} cannot be written in a .npy header: reading it back gives "
+            "another dtype. Use fields in order of their offsets, without overlap, and "
+            "NumPy's own types."
+        )
+    return cast("np.dtype[Any]", checked)
+
+
+def _as_descr(dtype: Any) -> Any:
+    """Turn the lists that JSON makes of tuples into what `np.dtype` wants."""
+    if not isinstance(dtype, list):
+        return dtype
+    return [
+        (_field_name(field[0]), _as_descr(field[1]), *map(_as_inner_shape, field[2:]))
+        if isinstance(field, list | tuple) and len(field) >= 2  # noqa: PLR2004 -- name, dtype
+        else field
+        for field in dtype
+    ]
+
+
+def _field_name(name: Any) -> Any:
+    return tuple(name) if isinstance(name, list) else name
+
+
+def _as_inner_shape(shape: Any) -> Any:
+    return tuple(shape) if isinstance(shape, list) else shape
+
+
+def dtype_from_descr(descr: Any) -> np.dtype[Any]:
+    """Return the dtype of a `Layout.descr` that went through JSON.
+
+    Raises:
+        ValueError, TypeError: It is no such thing.
+    """
+    dtype: np.dtype[Any] = npy_format.descr_to_dtype(_as_descr(descr))
+    return dtype

@@ -1,0 +1,183 @@
+"""What is recorded of one segment, and the 256 bytes of the ledger that hold it.
+
+A slot carries the job's id, its attempt, a sequence number and a checksum of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import xxhash
+
+SLOTS: Final = 16
+_HOST_BYTES: Final = 32
+_REASON_BYTES: Final = 40
+
+SLOT: Final = np.dtype(
+    [
+        ("job", "S32"),
+        ("segment", "<u4"),
+        ("attempt", "<u4"),
+        ("sequence", "<u8"),
+        ("state", "S8"),
+        ("start", "<i8"),
+        ("stop", "<i8"),
+        ("rows_done", "<i8"),
+        ("rows_durable", "<i8"),
+        ("work", "V16"),
+        ("token", "V16"),
+        ("digest", "V16"),
+        ("digest_durable", "V16"),
+        ("started", "<f8"),
+        ("finished", "<f8"),
+        ("host", f"S{_HOST_BYTES}"),
+        ("pid", "<u4"),
+        ("reserved", "V4"),
+        ("reason", f"S{_REASON_BYTES}"),
+        ("checksum", "<u8"),
+    ]
+)
+"""One slot, 256 bytes: it lies within a disk's sector, and `np.load` opens the whole."""
+
+_BODY: Final = struct.Struct("<32sIIQ8sqqqq16s16s16s16sdd32sI4x40s")
+"""The same without its checksum; NumPy's scalars would cost ten times as much per block."""
+
+STATUS: Final = np.dtype(
+    [
+        ("index", "<i8"),
+        ("start", "<i8"),
+        ("stop", "<i8"),
+        ("state", "U8"),
+        ("rows_done", "<i8"),
+        ("attempt", "<i8"),
+        ("digest", "U32"),
+        ("started", "<f8"),
+        ("finished", "<f8"),
+        ("host", f"U{_HOST_BYTES}"),
+        ("pid", "<i8"),
+        ("work", "U32"),
+        ("reason", f"U{_REASON_BYTES}"),
+    ]
+)
+"""One row of `Target.status()`; times in seconds since 1970, digests in hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """What the ledger says of one segment.
+
+    Attributes:
+        index: The segment's number.
+        start: Its first row.
+        stop: The row after its last.
+        state: "pending", "running", "written", "failed", "damaged" or "done".
+        rows_done: Rows written so far, counted from `start`.
+        rows_durable: Of these, rows known to be on the disk.
+        attempt: How many times it was claimed.
+        sequence: Counts the records of one attempt.
+        work: The fingerprint of the work, in hexadecimal; empty before the first attempt.
+        token: Tells two claims with the same attempt number apart.
+        digest: xxh3_128 of the first `rows_done` rows, in hexadecimal.
+        digest_durable: The same of the first `rows_durable` rows.
+        started: When the attempt began, in seconds since 1970.
+        finished: When this was recorded.
+        host: Where.
+        pid: By which process.
+        reason: Why it failed, cut short.
+    """
+
+    index: int
+    start: int
+    stop: int
+    state: str = "pending"
+    rows_done: int = 0
+    rows_durable: int = 0
+    attempt: int = 0
+    sequence: int = 0
+    work: str = ""
+    token: str = ""
+    digest: str = ""
+    digest_durable: str = ""
+    started: float = 0.0
+    finished: float = 0.0
+    host: str = ""
+    pid: int = 0
+    reason: str = ""
+
+    def pack(self, job: str) -> bytes:
+        """Return the 256 bytes of its slot, checksum included."""
+        body = _BODY.pack(
+            job.encode(),
+            self.index,
+            self.attempt,
+            self.sequence,
+            self.state.encode(),
+            self.start,
+            self.stop,
+            self.rows_done,
+            self.rows_durable,
+            bytes.fromhex(self.work),
+            bytes.fromhex(self.token),
+            bytes.fromhex(self.digest),
+            bytes.fromhex(self.digest_durable),
+            self.started,
+            self.finished,
+            self.host.encode("ascii", "replace"),
+            self.pid,
+            self.reason.encode("ascii", "replace"),
+        )
+        return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+
+    @classmethod
+    def unpack(cls, slot: bytes) -> SegmentRecord:
+        """Return the record of a slot that is known to be valid."""
+        (
+            _,
+            index,
+            attempt,
+            sequence,
+            state,
+            start,
+            stop,
+            rows_done,
+            rows_durable,
+            *marks,
+            started,
+            finished,
+            host,
+            pid,
+            reason,
+        ) = _BODY.unpack(slot[: _BODY.size])
+        work, token, digest, digest_durable = (m.hex() if any(m) else "" for m in marks)
+        return cls(
+            index=index,
+            start=start,
+            stop=stop,
+            state=_text(state),
+            rows_done=rows_done,
+            rows_durable=rows_durable,
+            attempt=attempt,
+            sequence=sequence,
+            work=work,
+            token=token,
+            digest=digest,
+            digest_durable=digest_durable,
+            started=started,
+            finished=finished,
+            host=_text(host),
+            pid=pid,
+            reason=_text(reason),
+        )
+
+
+def checksum_matches(slot: bytes) -> bool:
+    """Return whether the 256 bytes of a slot are what was once written, all of it."""
+    body, checksum = slot[: _BODY.size], slot[_BODY.size :]
+    return xxhash.xxh3_64_intdigest(body) == int.from_bytes(checksum, "little")
+
+
+def _text(field: bytes) -> str:
+    return field.rstrip(b"\0").decode("ascii")

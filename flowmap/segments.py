@@ -1,0 +1,234 @@
+"""Segments and blocks: arithmetic only, no I/O."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from flowmap.errors import InvalidArgumentError, WrongTypeError
+from flowmap.storage import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_SEGMENT_BYTES: Final = 64 << 20  # a second or so of writing: short to retry, cheap to track
+_FEWEST: Final = 64  # many more segments than workers, so that none waits long for the last
+_MOST: Final = 1024  # task runs that Prefect's UI can still show and its server record
+_UNITS_TO_ALIGN: Final = 100  # below this, rounding to pages would make segments unequal
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of consecutive rows: one task run, one unit of retry and status.
+
+    Attributes:
+        path: Of the target, absolute.
+        job: The id of the job that this is a segment of.
+        index: Its number, from 0.
+        start: Its first row.
+        stop: The row after its last.
+    """
+
+    path: Path
+    job: str
+    index: int
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop or self.index < 0:
+            raise InvalidArgumentError(
+                f"No segment can have index {self.index} and rows {self.start} to {self.stop}."
+            )
+
+    @property
+    def name(self) -> str:
+        """Its name in Prefect and in messages: "segment 0007 [7000:8000]"."""
+        return f"segment {self.index:04d} [{self.start}:{self.stop}]"
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.stop - self.start
+
+    def __repr__(self) -> str:
+        return f"<{self.name} of {self.path}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows that a filler computes at once.
+
+    Attributes:
+        start: The first row, counted in the whole target.
+        stop: The row after the last.
+    """
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rows of a target are cut into segments.
+
+    Attributes:
+        runs: (count, rows) pairs: so many consecutive segments of so many rows. Equal
+            segments take a pair or three, however many they are.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if any(count < 1 or rows < 1 for count, rows in self.runs):
+            raise InvalidArgumentError(f"No segments can have counts and rows {self.runs}.")
+
+    def __len__(self) -> int:
+        return sum(count for count, _ in self.runs)
+
+    @property
+    def rows(self) -> int:
+        """How many rows all segments have together."""
+        return sum(count * rows for count, rows in self.runs)
+
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of each segment in order."""
+        start = 0
+        for count, rows in self.runs:
+            for _ in range(count):
+                yield start, start + rows
+                start += rows
+
+    def bounds_of(self, index: int) -> tuple[int, int]:
+        """Return (start, stop) of one segment.
+
+        Raises:
+            IndexError: There is no such segment.
+        """
+        start, first = 0, 0
+        for count, rows in self.runs:
+            if first <= index < first + count:
+                start += (index - first) * rows
+                return start, start + rows
+            start, first = start + count * rows, first + count
+        raise IndexError(index)
+
+    def shares_pages(self, row_bytes: int, page: int) -> bool:
+        """Return whether two segments have bytes of one page, counted from the data's start."""
+        start = 0
+        for count, rows in self.runs:
+            if start * row_bytes % page or (count > 1 and rows * row_bytes % page):
+                return True
+            start += count * rows
+        return False
+
+
+def plan_segments(
+    rows: int, row_bytes: int, segments: int | Sequence[int] | None = None, align: int = 4096
+) -> Plan:
+    """Cut `rows` rows into segments that tile them exactly, in order.
+
+    Args:
+        rows: How many rows there are.
+        row_bytes: Bytes of one row.
+        segments: How many; or the rows of each, taken as they are; or None, chosen from
+            the size alone, so that every machine chooses the same.
+        align: Bytes that boundaries are rounded to, for None and for a count where a
+            segment holds at least 100 alignment units. The unit is the fewest rows that
+            are a multiple of `align` bytes.
+
+    Raises:
+        WrongTypeError: `segments` is none of these.
+        InvalidArgumentError: More segments than rows, or rows that do not add up.
+    """
+    unit = align // math.gcd(align, row_bytes) if row_bytes else 1
+    if not rows:
+        return Plan(())
+    if segments is None:
+        return _equal(rows, unit, _choose_count(rows, row_bytes, unit))
+    if not isinstance(segments, str | bytes) and hasattr(segments, "__iter__"):
+        return _exact(rows, [whole("segments", n) for n in segments])
+    count = whole("segments", segments)
+    if not 1 <= count <= rows:
+        raise InvalidArgumentError(
+            f"segments is {count}, but the target has {rows} rows; ask for 1 to {rows}."
+        )
+    aligned = rows >= count * unit * _UNITS_TO_ALIGN
+    return _equal(rows, unit if aligned else 1, count)
+
+
+def _choose_count(rows: int, row_bytes: int, unit: int) -> int:
+    wanted = max(_FEWEST, min(_MOST, -(-rows * row_bytes // _SEGMENT_BYTES)))
+    return max(1, min(wanted, -(-rows // unit)))
+
+
+def _equal(rows: int, unit: int, count: int) -> Plan:
+    """Give each of `count` segments as many whole units, the first ones one more."""
+    units = -(-rows // unit)
+    each, longer = divmod(units, count)
+    last = rows - (units - each) * unit
+    runs = [(longer, (each + 1) * unit), (count - longer - 1, each * unit), (1, last)]
+    return Plan(_run_lengths([run for run in runs if run[0]]))
+
+
+def _exact(rows: int, lengths: list[int]) -> Plan:
+    if any(length < 1 for length in lengths):
+        raise InvalidArgumentError(
+            f"segments has {min(lengths)} rows in one place; each segment needs at least one."
+        )
+    if sum(lengths) != rows:
+        raise InvalidArgumentError(
+            f"segments add up to {sum(lengths)} rows, but the target has {rows}."
+        )
+    return Plan(_run_lengths([(1, length) for length in lengths]))
+
+
+def _run_lengths(runs: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    groups = itertools.groupby(runs, key=operator.itemgetter(1))
+    return tuple((sum(count for count, _ in group), length) for length, group in groups)
+
+
+def whole(name: str, value: Any) -> int:
+    """Return an argument that must be a whole number.
+
+    Raises:
+        WrongTypeError: It is not.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise WrongTypeError(
+            f"{name} is or holds {value!r}; it takes whole numbers."
+        ) from error
+
+
+def plan_blocks(row_bytes: int, longest: int, block_rows: int | None, align: int = 4096) -> int:
+    """Return how many rows a filler computes at once.
+
+    Args:
+        row_bytes: Bytes of one row.
+        longest: Rows of the longest segment.
+        block_rows: What the user asked for, or None: about a mebibyte, and whole pages
+            where that is possible.
+        align: Bytes of such a page.
+
+    Raises:
+        WrongTypeError, InvalidArgumentError: `block_rows` is no positive whole number.
+    """
+    if block_rows is not None:
+        asked = whole("block_rows", block_rows)
+        if asked < 1:
+            raise InvalidArgumentError(f"block_rows is {asked}; a block has at least one row.")
+        return max(1, min(asked, longest))
+    rows = max(1, CHUNK // row_bytes if row_bytes else longest)
+    unit = align // math.gcd(align, row_bytes) if row_bytes else 1
+    if rows > unit:
+        rows -= rows % unit
+    return max(1, min(rows, longest))

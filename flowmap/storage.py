@@ -1,0 +1,246 @@
+"""What flowmap asks of the operating system: whole writes, reserved space, durable files.
+
+Every function raises `OSError` as it comes; callers say what it means for their user.
+Nothing here is retried after a failed sync: a second `fdatasync` on the same descriptor
+may report success for data that is gone (Rebello et al., USENIX ATC 2020).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import mmap
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+PAGE: Final = 4096
+"""Bytes in the unit that two hosts must not share on NFS: the page of x86-64 and most arm64."""
+
+CHUNK: Final = 1 << 20
+"""Bytes read or computed at once where the choice is free: stays in the cache (measured)."""
+
+NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
+"""Where two clients that write different bytes of one page lose data (measured for NFS)."""
+
+_SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
+_AT_FDCWD: Final = -100  # linux/fcntl.h
+_RENAME_NOREPLACE: Final = 1  # linux/fs.h
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class NotRegularError(OSError):
+    """What was opened is a folder, a link, a pipe or a device."""
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], *, write: bool = False) -> Iterator[int]:
+    """Open an existing regular file for a `with` block; never create, truncate or follow.
+
+    Args:
+        path: The file.
+        write: Whether it will be written as well as read.
+
+    Yields:
+        The descriptor.
+    """
+    descriptor = open_existing(path, write=write)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_existing(path: str | os.PathLike[str], *, write: bool = False) -> int:
+    """Like `opened`, for a descriptor that outlives the block; the caller closes it."""
+    try:
+        descriptor = os.open(path, _WRITE_FLAGS if write else _READ_FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise NotRegularError(
+                errno.EINVAL, "not a regular file", os.fspath(path)
+            ) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return descriptor
+
+
+@contextlib.contextmanager
+def created(path: str | os.PathLike[str]) -> Iterator[int]:
+    """Create a file that must not exist yet, for a `with` block; remove it on failure."""
+    descriptor = os.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        yield descriptor
+    except BaseException:
+        Path(path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def buffer_of(nbytes: int) -> NDArray[np.uint8]:
+    """Return `nbytes` of zeroed memory that starts on a page: shape (nbytes,), uint8."""
+    if nbytes == 0:
+        return np.empty(0, np.uint8)
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at byte `offset`, in as many `pwrite` calls as it takes."""
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        if not written:
+            raise OSError(errno.EIO, "pwrite wrote nothing")
+        left = left[written:]
+        offset += written
+
+
+def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int) -> int:
+    """Fill `buffer` from byte `offset`; return how many bytes there were before the end."""
+    view = buffer.data
+    filled = 0
+    while filled < len(view):
+        count = os.preadv(descriptor, [view[filled:]], offset + filled)
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
+    """Ask the kernel to begin writing a range to disk: a hint, which promises nothing."""
+    if sys.platform == "linux":
+        _LIBC.sync_file_range(
+            descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE
+        )
+
+
+def sync_data(descriptor: int) -> None:
+    """Return only when what was written through the file is on the disk."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Return only when the names in the folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reserve(descriptor: int, nbytes: int) -> None:
+    """Give the file its size and the space for it, or raise `OSError` (ENOSPC).
+
+    `fallocate(2)` where the file system has it. `posix_fallocate` is not used: where it
+    must emulate, it writes into every block, which is not safe beside other writers.
+    Elsewhere the size is set and compared with the free space: a check, no reservation.
+    """
+    if nbytes == 0:
+        return
+    if sys.platform == "linux":
+        zero, length = ctypes.c_int64(0), ctypes.c_int64(nbytes)
+        if _LIBC.fallocate(descriptor, 0, zero, length) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in _UNSUPPORTED:
+            raise OSError(number, os.strerror(number))
+    space = os.fstatvfs(descriptor)
+    if nbytes > space.f_bavail * space.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(descriptor, nbytes)
+
+
+def link(private: Path, path: Path) -> None:
+    """Give a file a name that must be free: `link(2)`, which never replaces.
+
+    Where there are no hard links, `renameat2(2)` without replacing; `private` is gone then.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    try:
+        os.link(private, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        old, new = os.fsencode(private), os.fsencode(path)
+        if sys.platform != "linux":
+            raise
+        if _LIBC.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def publish_json(path: Path, document: dict[str, Any]) -> None:
+    """Put a document at `path` durably, all of it or nothing, in place of what is there.
+
+    Args:
+        path: Where; its folder must exist.
+        document: JSON values; a checksum is added.
+    """
+    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1)
+    private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with created(private) as descriptor:
+        write_all(descriptor, text.encode(), 0)
+        os.fsync(descriptor)
+        private.rename(path)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the document that `publish_json` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    with opened(path) as descriptor:
+        text = b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
+    try:
+        document = json.loads(text)
+        checksum = document.pop("checksum")
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError("not the document that was written") from error
+    if checksum != _checksum(document):
+        raise ValueError("its checksum does not match")
+    return dict(document)
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_64_hexdigest(canonical.encode())
+
+
+def file_system_type(path: str | os.PathLike[str]) -> str | None:
+    """Return the type of the file system that holds `path` ("ext4", "nfs4"), if known."""
+    device = Path(path).stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        table = Path("/proc/self/mountinfo").read_text()
+    except OSError:  # not Linux
+        return None
+    for line in table.splitlines():
+        mount, _, source = line.partition(" - ")  # proc(5)
+        if mount.split()[2] == wanted:
+            return source.split()[0]
+    return None

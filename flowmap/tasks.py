@@ -1,0 +1,231 @@
+"""The Prefect tasks: the same functions as the core's, each a task run in the UI.
+
+None of them persists its result, looks into a cache or carries a tag: each would cost API
+calls for every segment.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flowmap.alloc import Exist, allocate
+from flowmap.errors import FillerError, NotFoundError, StorageError, WrongTypeError
+from flowmap.fillers import Work
+from flowmap.storage import PAGE
+from flowmap.validation import validate
+from flowmap.workers import available_cpus
+from flowmap.write import Casting, fill_work, write_segment
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from numpy.typing import ArrayLike, DTypeLike
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.tasks import Task
+
+    from flowmap.fillers import Filler
+    from flowmap.records import SegmentRecord
+    from flowmap.segments import Segment
+    from flowmap.target import Durability, Target
+    from flowmap.validation import Check, ValidationReport
+
+_IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
+"""Fillers that run in the flow's own threads: at most one a processor at a time."""
+
+
+def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 -- Prefect's signature
+    """Say whether trying again may help: after a passing fault of a disk or a network."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, FillerError):
+        return error.transient
+    return isinstance(error, StorageError) and not isinstance(error, NotFoundError)
+
+
+@task(name="allocate", task_run_name="allocate", persist_result=False, cache_policy=NO_CACHE)
+def alloc_task(
+    path: str | os.PathLike[str],
+    shape: int | Sequence[int],
+    dtype: DTypeLike,
+    *,
+    fortran_order: bool = False,
+    segments: int | Sequence[int] | None = None,
+    block_rows: int | None = None,
+    exist: Exist = "resume",
+    reserve: bool = True,
+    align: int = PAGE,
+    durability: Durability = "segment",
+    checkpoint_seconds: float = 30,
+    filler: Filler | str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Target:
+    """Allocate a target, as `flowmap.allocate` does.
+
+    Args:
+        path: Of the `.npy` file. Its folder must exist.
+        shape: Elements along each axis.
+        dtype: Of one element.
+        fortran_order: Whether the last axis is the slow one.
+        segments: How many; or the rows of each; or None.
+        block_rows: Rows that a filler computes at once.
+        exist: "resume", "error" or "overwrite".
+        reserve: Whether to reserve the space now.
+        align: Bytes that segment boundaries are rounded to.
+        durability: "segment" or "end".
+        checkpoint_seconds: Seconds between syncs within a segment.
+        filler: Pins the job to this filler.
+        arguments: The filler's arguments, pinned with it.
+
+    Returns:
+        The target, new or attached to.
+
+    Raises:
+        FlowmapError: As `flowmap.allocate`.
+    """
+    target = allocate(
+        path,
+        shape,
+        dtype,
+        fortran_order=fortran_order,
+        segments=segments,
+        block_rows=block_rows,
+        exist=exist,
+        reserve=reserve,
+        align=align,
+        durability=durability,
+        checkpoint_seconds=checkpoint_seconds,
+        filler=filler,
+        arguments=arguments,
+    )
+    left, count = len(target.pending()), len(target.segments)
+    get_run_logger().info("%s: %d of %d segments are to be filled", target.path, left, count)
+    return target
+
+
+@task(name="pending", task_run_name="pending", persist_result=False, cache_policy=NO_CACHE)
+def pending_task(target: Target) -> list[Segment]:
+    """Return the segments that are not done yet, for flows that submit `alloc_task`.
+
+    Args:
+        target: The target.
+
+    Raises:
+        DamagedJobError: The ledger cannot be read.
+    """
+    return target.pending()
+
+
+@task(
+    name="fill",
+    task_run_name="{segment.name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[0.5, 3],
+    retry_jitter_factor=1,
+    retry_condition_fn=_worth_a_retry,
+)
+def fill_task(
+    segment: Segment,
+    filler: Filler | str,
+    arguments: Mapping[str, Any] | None = None,
+    executor: Executor | None = None,
+) -> SegmentRecord:
+    """Fill one segment: one task run, named after the segment.
+
+    In a map everything but the segments is wrapped:
+    `fill_task.map(target.pending(), filler=unmapped(f), arguments=unmapped({...}))`.
+
+    Args:
+        segment: From `target.pending()`.
+        filler: Called as `filler(out, block, **arguments)` for each block.
+        arguments: The filler's arguments by name.
+        executor: What `flowmap.executor(...)` opened, or any other; None fills here, at
+            most one segment a processor at a time.
+
+    Returns:
+        What the ledger says of the segment.
+
+    Raises:
+        FlowmapError: As `flowmap.fill_segment`; and when the worker died each time.
+    """
+    if executor is not None and not hasattr(executor, "submit"):
+        raise WrongTypeError(
+            f"executor is {executor!r}; it takes an open one, as in: with "
+            'flowmap.executor("processes") as pool: f.map(..., executor=unmapped(pool)).'
+        )
+    work = Work.of(filler, arguments)
+    if executor is not None:
+        return executor.submit(fill_work, segment, work).result()
+    with _IN_PLACE:
+        return fill_work(segment, work)
+
+
+@task(
+    name="write",
+    task_run_name="{segment.name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[0.5, 3],
+    retry_jitter_factor=1,
+    retry_condition_fn=_worth_a_retry,
+)
+def write_task(
+    segment: Segment,
+    values: ArrayLike,
+    *,
+    casting: Casting = "same_kind",
+    replace: bool = False,
+) -> SegmentRecord:
+    """Write values at hand to a segment: one task run, named after the segment.
+
+    Args:
+        segment: From `target.pending()`.
+        values: As many rows as the segment has.
+        casting: Which casts are allowed, as in `numpy.can_cast`.
+        replace: Whether a segment that is done with other bytes may be written again.
+
+    Returns:
+        What the ledger says of the segment.
+
+    Raises:
+        FlowmapError: As `flowmap.write_segment`.
+    """
+    return write_segment(segment, values, casting=casting, replace=replace)
+
+
+@task(name="validate", task_run_name="validate", persist_result=False, cache_policy=NO_CACHE)
+def validate_task(
+    target: Target | str | os.PathLike[str],
+    *,
+    check: Check | None = None,
+    finite: bool = False,
+    mark: bool = True,
+    mixed: bool = False,
+) -> ValidationReport:
+    """Prove that every byte is there, as `flowmap.validate` does, or fail.
+
+    Args:
+        target: The target, or its path.
+        check: Called as `check(values, block)` for each block.
+        finite: Whether NaNs and infinities are a problem.
+        mark: Whether to record anything of what is found.
+        mixed: Whether segments may have been filled by different work.
+
+    Returns:
+        The report, which is good.
+
+    Raises:
+        ValidationFailed: It is not; `error.report` says what is missing or bad.
+        FlowmapError: As `flowmap.validate`.
+    """
+    report = validate(target, check=check, finite=finite, mark=mark, mixed=mixed)
+    report.raise_if_bad()
+    get_run_logger().info("%s", report)
+    return report

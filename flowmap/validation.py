@@ -1,0 +1,408 @@
+"""Proving that every byte is there: `validate`, and `reset` to compute again on purpose."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import xxhash
+
+from flowmap.errors import (
+    DamagedJobError,
+    FlowmapError,
+    InvalidArgumentError,
+    ValidationFailed,
+    WrongTypeError,
+    storage_error,
+)
+from flowmap.ledger import Claim
+from flowmap.segments import Block, Segment
+from flowmap.storage import (
+    CHUNK,
+    buffer_of,
+    open_existing,
+    publish_json,
+    read_into,
+    sync_data,
+)
+from flowmap.target import FORMAT, Job, Sidecar, absolute, read_job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from flowmap.ledger import Ledger
+    from flowmap.records import SegmentRecord
+
+    Check = Callable[[NDArray[Any], Block], object]
+
+_SHOWN: Final = 10
+_FINISHED: Final = ("done", "written")
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """What a validation found.
+
+    Attributes:
+        path: Of the target.
+        problems: A sentence each, none if all is well.
+        bad_segments: The segments that are missing, damaged, or failed a check.
+        digest: xxh3_128 of the whole, in hexadecimal, over the ordered (start, stop,
+            digest) of its segments; None unless every segment is as it was recorded.
+        marked: The segments that were marked, so that running the job again repairs them.
+        sealed: Whether the job was sealed as valid.
+        notes: What could not be recorded, and why; no fault of the file.
+    """
+
+    path: Path
+    problems: tuple[str, ...] = ()
+    bad_segments: tuple[Segment, ...] = ()
+    digest: str | None = None
+    marked: tuple[Segment, ...] = ()
+    sealed: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with the file."""
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        if self.ok:
+            lines = [f"{self.path} is valid: digest {self.digest}."]
+        else:
+            lines = [f"{self.path} is not valid:"]
+            lines += [f"  - {problem}" for problem in self.problems[:_SHOWN]]
+            more = len(self.problems) - _SHOWN
+            lines += [f"  - and {more} more"] if more > 0 else []
+        if self.marked:
+            lines.append(f"{len(self.marked)} damaged segments are pending again: run the job.")
+        return "\n".join([*lines, *self.notes])
+
+    def __repr__(self) -> str:
+        state = "ok" if self.ok else f"{len(self.problems)} problems"
+        return f"<flowmap.ValidationReport {self.path}: {state}>"
+
+    def raise_if_bad(self) -> None:
+        """Raise what the report says.
+
+        Raises:
+            ValidationFailed: Something is wrong; its `report` is this one.
+        """
+        if not self.ok:
+            raise ValidationFailed(str(self), report=self)
+
+
+def validate(
+    path: str | os.PathLike[str],
+    *,
+    check: Check | None = None,
+    finite: bool = False,
+    mark: bool = True,
+    mixed: bool = False,
+) -> ValidationReport:
+    """Prove that the target is whole: header, size, and every segment's bytes.
+
+    The bytes are read through a fresh descriptor and hashed, in threads. Segments that
+    were left for validation to sync (`durability="end"`) are synced and become done. Where
+    a digest does not match, the segment is marked damaged, so that running the job again
+    repairs just it. Success seals the job.
+
+    Args:
+        path: Of the target, or the target.
+        check: Called as `check(values, block)` for each block of rows, `values` read-only in
+            the target's dtype and order. False, or an exception, is a problem; it marks
+            nothing, since a wrong check must not cost the compute.
+        finite: Whether NaNs and infinities are a problem; they mark nothing either.
+        mark: Whether to record anything of what is found.
+        mixed: Whether segments may have been filled by different work.
+
+    Returns:
+        What was found; `report.raise_if_bad()` makes an error of it.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ForeignFileError: It was not allocated by flowmap.
+        DamagedJobError: `job.json` cannot be read.
+        StorageError: The target cannot be read.
+    """
+    if check is not None and not callable(check):
+        raise WrongTypeError(f"check is {check!r}; it takes a function (values, block).")
+    job = read_job(absolute(path))
+    try:
+        target = open_existing(job.path)
+    except OSError as error:
+        raise storage_error(error, "cannot open the target to validate it", job.path) from error
+    try:
+        problem = job.problem_with(target)
+        if problem is not None:
+            return ValidationReport(job.path, (f"The file {problem}; nothing was marked.",))
+        return _Validation(job, target, mixed=mixed).report(check, finite=finite, mark=mark)
+    finally:
+        os.close(target)
+
+
+class _Validation:
+    """One validation of a target whose size and header are right."""
+
+    def __init__(self, job: Job, target: int, *, mixed: bool) -> None:
+        self.job = job
+        self.target = target
+        self.mixed = mixed
+        self.segments = job.segments()
+        self.problems: list[str] = []
+        self.bad: set[int] = set()
+
+    def report(self, check: Check | None, *, finite: bool, mark: bool) -> ValidationReport:
+        if self.job.plan.rows != self.job.layout.rows:
+            self.problems.append("The segments in job.json do not add up to the target's rows.")
+        try:
+            with self.job.ledger() as ledger:
+                records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
+        except DamagedJobError as error:
+            return ValidationReport(self.job.path, (*self.problems, str(error)), self.segments)
+        self._compare_states(records)
+        damaged = self._compare_bytes(records)
+        self._compare_works(records)
+        digest = None if self.bad else _digest_of(records)
+        self._look_at_values(check, finite=finite)
+        marked, notes = self._record(records, damaged) if mark else ([], [])
+        sealed = False
+        if mark and not self.problems and not notes:
+            sealed = self._seal(str(digest), notes)
+        return ValidationReport(
+            self.job.path,
+            tuple(self.problems),
+            tuple(self.segments[index] for index in sorted(self.bad)),
+            digest,
+            tuple(marked),
+            sealed,
+            tuple(notes),
+        )
+
+    def _problem(self, segment: Segment, what: str) -> None:
+        self.bad.add(segment.index)
+        self.problems.append(f"{segment.name} {what}")
+
+    def _compare_states(self, records: list[SegmentRecord]) -> None:
+        for segment, record in zip(self.segments, records, strict=True):
+            if record.state not in _FINISHED:
+                reason = f" ({record.reason})" if record.reason else ""
+                self._problem(segment, f"is not done but {record.state}{reason}: run the job.")
+            elif (record.start, record.stop) != (segment.start, segment.stop):
+                self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
+
+    def _compare_bytes(self, records: list[SegmentRecord]) -> list[SegmentRecord]:
+        """Recompute the digests of what is finished; return the records that do not match."""
+        finished = [r for r in records if r.index not in self.bad]
+        if any(record.state == "written" for record in finished):
+            try:
+                sync_data(self.target)
+            except OSError as error:
+                doing = "cannot sync the target; fill the written segments again"
+                raise storage_error(error, doing, self.job.path) from error
+        damaged = []
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+            digests = threads.map(self._digest, [self.segments[r.index] for r in finished])
+            for record, digest in zip(finished, digests, strict=True):
+                if digest != record.digest or record.rows_done != record.stop - record.start:
+                    damaged.append(record)
+                    self._problem(
+                        self.segments[record.index],
+                        f"is damaged: its bytes have digest {digest}, not {record.digest}.",
+                    )
+        return damaged
+
+    def _digest(self, segment: Segment) -> str:
+        digest = xxhash.xxh3_128()
+        for _, data in self._read(segment, CHUNK):
+            digest.update(data.data)
+        return digest.hexdigest()
+
+    def _read(self, segment: Segment, nbytes: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield (offset, bytes) of a segment, up to `nbytes` at a time, in one buffer."""
+        first = self.job.data_offset + segment.start * self.job.layout.row_bytes
+        last = first + segment.rows * self.job.layout.row_bytes
+        buffer = buffer_of(min(nbytes, last - first))
+        for offset in range(first, last, max(nbytes, 1)):
+            data = buffer[: last - offset]
+            try:
+                read_into(self.target, data, offset)
+            except OSError as error:
+                doing = f"cannot read {segment.name}; look at the disk"
+                raise storage_error(error, doing, self.job.path) from error
+            yield offset, data
+
+    def _compare_works(self, records: list[SegmentRecord]) -> None:
+        if self.mixed:
+            return
+        works = {r.work for r in records if r.state in _FINISHED}
+        if self.job.work is not None:
+            works.add(self.job.work["fingerprint"])
+        if len(works) > 1:
+            self.problems.append(
+                f"The segments were filled by {len(works)} different works (filler, version or "
+                "arguments). reset() those of the wrong one and run again, or pass mixed=True."
+            )
+
+    def _look_at_values(self, check: Check | None, *, finite: bool) -> None:
+        if check is None and not finite:
+            return
+        for segment in self.segments:
+            if segment.index not in self.bad:
+                self._look_at(segment, check, finite=finite)
+
+    def _look_at(self, segment: Segment, check: Check | None, *, finite: bool) -> None:
+        """Give each block of a segment to the user's check; stop at the first that fails."""
+        layout = self.job.layout
+        for start in range(segment.start, segment.stop, self.job.block_rows):
+            block = Block(start, min(start + self.job.block_rows, segment.stop))
+            rows = Segment(segment.path, segment.job, segment.index, block.start, block.stop)
+            data = np.empty(0, np.uint8)
+            for _, read in self._read(rows, len(block) * layout.row_bytes):
+                data = read
+            values = layout.as_array(data, len(block))
+            values.flags.writeable = False
+            problem = "holds NaN or infinity" if finite and not _is_finite(values) else None
+            problem = problem or (None if check is None else _complaint(check, values, block))
+            if problem is not None:
+                self._problem(segment, f"{problem} in rows {block.start} to {block.stop}.")
+                return
+
+    def _record(
+        self, records: list[SegmentRecord], damaged: list[SegmentRecord]
+    ) -> tuple[list[Segment], list[str]]:
+        """Mark what is damaged, make done what was synced; return the marked, and notes."""
+        synced = [r for r in records if r.state == "written" and r not in damaged]
+        if not damaged and not synced:
+            return [], []
+        try:
+            if damaged:
+                self.job.lift_seal()
+            with self.job.ledger(write=True) as ledger:
+                # What changed since it was read belongs to whoever is filling it now.
+                same = {r.index for r in (*damaged, *synced) if _now(ledger, r) == r}
+                for record in synced:
+                    if record.index in same:
+                        ledger.write(_made_durable(record), ledger.page(record.index))
+                for record in damaged:
+                    if record.index in same:
+                        Claim(ledger, record, record.work, state="damaged")
+                ledger.sync()
+        except (OSError, FlowmapError) as error:
+            return [], [f"Nothing was marked or sealed: {error}."]
+        return [self.segments[r.index] for r in damaged if r.index in same], []
+
+    def _seal(self, digest: str, notes: list[str]) -> bool:
+        seal = {
+            "format": FORMAT,
+            "job": self.job.id,
+            "digest": digest,
+            "time": time.time(),
+            "host": socket.gethostname(),
+        }
+        try:
+            publish_json(Sidecar.of(self.job.path).seal, seal)
+        except OSError as error:
+            notes.append(f"Nothing was marked or sealed: {error}.")
+            return False
+        return True
+
+
+def _now(ledger: Ledger, record: SegmentRecord) -> SegmentRecord:
+    return ledger.read(record.index, record.start, record.stop)
+
+
+def _made_durable(record: SegmentRecord) -> SegmentRecord:
+    return replace(
+        record,
+        state="done",
+        sequence=record.sequence + 1,
+        rows_durable=record.rows_done,
+        digest_durable=record.digest,
+        finished=time.time(),
+    )
+
+
+def _digest_of(records: Iterable[SegmentRecord]) -> str:
+    whole = xxhash.xxh3_128()
+    for record in records:
+        digest = bytes.fromhex(record.digest)
+        whole.update(struct.pack("<qq16s", record.start, record.stop, digest))
+    return whole.hexdigest()
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    if values.dtype.names is not None:
+        return all(_is_finite(values[name]) for name in values.dtype.names)
+    return values.dtype.kind not in "fcmM" or bool(np.isfinite(values).all())
+
+
+def _complaint(check: Check, values: NDArray[Any], block: Block) -> str | None:
+    try:
+        verdict = check(values, block)
+    except Exception as error:  # noqa: BLE001 -- whatever a user's check raises is its verdict
+        return f"fails the check ({type(error).__name__}: {error})"
+    return None if verdict is None or verdict else "fails the check"
+
+
+def reset(
+    path: str | os.PathLike[str], segments: Segment | int | Iterable[Segment | int]
+) -> None:
+    """Make segments pending again, on purpose: the next run computes them anew.
+
+    Their bytes stay until then. An attempt that is at one of them stops.
+
+    Args:
+        path: Of the target, or the target.
+        segments: Segments, or their numbers; one or several.
+
+    Raises:
+        WrongTypeError, InvalidArgumentError: Not segments of this target; nothing is reset.
+        OtherJobError, NotFoundError, ForeignFileError, DamagedJobError: There is no such job.
+        StorageError: The ledger cannot be written.
+    """
+    job = read_job(absolute(path))
+    known = job.segments()
+    wanted = [segments] if isinstance(segments, Segment | int) else list(segments)
+    chosen = [_segment_of(one, known, job) for one in wanted]
+    try:
+        job.lift_seal()
+        with job.ledger(write=True) as ledger:
+            for segment in chosen:
+                record = ledger.read(segment.index, segment.start, segment.stop)
+                empty = {"rows_done": 0, "rows_durable": 0, "digest": "", "digest_durable": ""}
+                Claim(ledger, record, "", state="pending", **empty)
+            ledger.sync()
+    except OSError as error:
+        if isinstance(error, FlowmapError):
+            raise
+        raise storage_error(error, "cannot reset the segments", job.path) from error
+
+
+def _segment_of(one: Segment | int, known: tuple[Segment, ...], job: Job) -> Segment:
+    index = one.index if isinstance(one, Segment) else one
+    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        raise WrongTypeError(f"segments holds {one!r}; it takes segments or their numbers.")
+    if not 0 <= index < len(known):
+        raise InvalidArgumentError(
+            f"segments holds {index}; {job.path} has segments 0 to {len(known) - 1}."
+        )
+    if isinstance(one, Segment) and one != known[index]:
+        raise InvalidArgumentError(
+            f"{one.name} is no segment of the job at {job.path} as it is now. Take segments "
+            "from open_target(path)."
+        )
+    return known[index]

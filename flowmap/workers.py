@@ -1,0 +1,160 @@
+"""Pools of workers that can be ended at once, and that lose only the task a death cost.
+
+Both are `concurrent.futures.Executor`s with one method more, `end()`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+)
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from loky.process_executor import ProcessPoolExecutor
+
+from flowmap.errors import WorkerDiedError
+from flowmap.segments import Segment
+from flowmap.write import STOP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_TRIES: Final = 3
+"""How often a task is tried whose worker dies: a death may be another's fault (memory)."""
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads of this process; a filler is asked to stop before its next block.
+
+    Args:
+        workers: How many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._stop = threading.Event()
+        super().__init__(workers, "flowmap", initializer=STOP.set, initargs=(self._stop,))
+
+    def end(self) -> None:
+        """Cancel what waits, and wait for the blocks in hand."""
+        self._stop.set()
+        self.shutdown(cancel_futures=True)
+
+
+class Processes(Executor):
+    """Warm worker processes, each replaced by itself when it dies.
+
+    loky starts them with fork and exec: safe under threads, and the user's script is not
+    run again in them. It pickles with cloudpickle, so that functions of a script or a
+    notebook travel. One pool of one process each, since a pool is broken as a whole.
+
+    Args:
+        workers: How many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
+        self._pools: set[ProcessPoolExecutor] = set()
+        self._guard = threading.Lock()
+        self._ended = False
+        for _ in range(workers):
+            self._idle.put(None)
+        self._threads = ThreadPoolExecutor(workers, "flowmap")
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in the next worker that is free."""
+        return self._threads.submit(self._run, fn, *args, **kwargs)
+
+    def _run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        pool = self._idle.get()
+        try:
+            for _ in range(_TRIES):
+                pool = pool or self._start()
+                try:
+                    result: T = pool.submit(fn, *args, **kwargs).result()
+                except BrokenExecutor as error:
+                    death = error
+                    self._forget(pool)
+                    pool = None
+                else:
+                    return result
+        finally:
+            self._idle.put(pool)
+        name = next(
+            (a.name for a in args if isinstance(a, Segment)), getattr(fn, "__name__", fn)
+        )
+        raise WorkerDiedError(
+            f"{name}: the worker process died, {_TRIES} times over ({_first_line(death)}). The "
+            "filler crashed it, or the system killed it, as it does when memory runs out; "
+            "fewer workers or smaller blocks may help."
+        ) from death
+
+    def _start(self) -> ProcessPoolExecutor:
+        with self._guard:
+            if self._ended:
+                raise CancelledError
+            pool = ProcessPoolExecutor(1, initializer=_prepare_worker, initargs=(os.getpid(),))
+            self._pools.add(pool)
+            return pool
+
+    def _forget(self, pool: ProcessPoolExecutor) -> None:
+        with self._guard:
+            self._pools.discard(pool)
+            if self._ended:
+                raise CancelledError
+        pool.shutdown(kill_workers=True)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers when they have done what was submitted."""
+        self._threads.shutdown(wait, cancel_futures=cancel_futures)
+        if wait:
+            self._end_pools(kill=False)
+
+    def end(self) -> None:
+        """Cancel what waits, and kill the workers."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._end_pools(kill=True)
+        self._threads.shutdown()
+
+    def _end_pools(self, *, kill: bool) -> None:
+        with self._guard:
+            self._ended = True
+            pools = list(self._pools)
+        for pool in pools:
+            pool.shutdown(kill_workers=kill)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _prepare_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, which sees every worker ended; die if the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(
+        target=_die_with, args=(parent,), name="flowmap-parent", daemon=True
+    ).start()
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def available_cpus() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,233 @@
+"""Filling one segment, by a filler or with values at hand. No lock is taken."""
+
+from __future__ import annotations
+
+import functools
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import xxhash
+
+from flowmap.attempt import attempting, describe
+from flowmap.errors import (
+    FillerError,
+    InvalidArgumentError,
+    OtherWorkError,
+    SegmentDoneError,
+    StoppedError,
+    WrongTypeError,
+)
+from flowmap.fillers import Work
+from flowmap.segments import Block, Segment
+from flowmap.storage import buffer_of
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from flowmap.attempt import Attempt
+    from flowmap.fillers import Filler
+    from flowmap.npy import Layout
+    from flowmap.records import SegmentRecord
+    from flowmap.target import Job
+
+
+Casting = Literal["no", "equiv", "safe", "same_kind", "unsafe"]
+
+STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
+"""Set where a thread that fills can be asked to stop before its next block."""
+
+
+def fill_segment(
+    segment: Segment, filler: Filler | str, arguments: Mapping[str, Any] | None = None
+) -> SegmentRecord:
+    """Fill one segment, block by block; return only when it is done, or raise.
+
+    An interrupted segment is taken up where its last good record left it. One that is
+    done computes nothing. No lock is taken: whoever calls sees to it that one process at
+    a time has a segment, and where two have it nevertheless, the later claim wins and the
+    other stops.
+
+    Args:
+        segment: From `target.segments` or `target.pending()`.
+        filler: Called as `filler(out, block, **arguments)` for each block; see `filler`.
+        arguments: The filler's arguments by name.
+
+    Returns:
+        What the ledger says of the segment now.
+
+    Raises:
+        WrongTypeError: An argument is of the wrong type, or not one of the filler's.
+        FillerNotFoundError: The filler's name leads to none.
+        OtherJobError: The segment belongs to another allocation.
+        OtherWorkError: The job is pinned to other work, or other work has done the segment.
+        FillerError: The filler raised, or did not do as fillers do.
+        ClaimLostError: Another attempt took the segment over.
+        DamagedJobError: The target or the ledger is not what was allocated.
+        StorageError: The disk refused.
+    """
+    return fill_work(segment, Work.of(filler, arguments))
+
+
+def fill_work(segment: Segment, work: Work) -> SegmentRecord:
+    """Fill one segment by work that was checked elsewhere: what executors are handed.
+
+    A work keeps the name that its filler had where it was defined, which another process
+    might not find out. Arguments, result and errors are those of `fill_segment`.
+    """
+    with attempting(segment, work) as attempt:
+        if attempt.before.state == "done":
+            _refuse_other_work(attempt, work)
+            return attempt.before
+        attempt.begin(resume=True)
+        stop = STOP.get()
+        for block, out, data in _blocks(attempt.job, segment, attempt.next_row):
+            if stop is not None and stop.is_set():
+                raise StoppedError(f"{segment.name} was stopped; run again to go on with it.")
+            _compute(work, segment, block, out)
+            attempt.append(data, len(block))
+        return attempt.commit()
+
+
+def _blocks(
+    job: Job, segment: Segment, first: int
+) -> Iterator[tuple[Block, NDArray[Any], NDArray[np.uint8]]]:
+    """Yield each block from row `first` on, its zeroed array and the bytes under it."""
+    layout = job.layout
+    buffer = buffer_of(min(job.block_rows, segment.rows) * layout.row_bytes)
+    for start in range(first, segment.stop, job.block_rows):
+        block = Block(start, min(start + job.block_rows, segment.stop))
+        data = buffer[: len(block) * layout.row_bytes]
+        data.fill(0)
+        yield block, layout.as_array(data, len(block)), data
+
+
+def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> None:
+    where = f"{segment.name}, rows {block.start} to {block.stop}: the filler {work.name}"
+    identity = (out.shape, out.dtype, out.ctypes.data)
+    try:
+        result = work(out, block)
+    except Exception as error:
+        raise FillerError(
+            f"{where} raised {type(error).__name__}: {error}. Mend it and run again: what is "
+            "done is kept.",
+            segment=segment.name,
+            cause_type=type(error).__name__,
+            transient=isinstance(error, OSError),
+        ) from error
+    if result is not None:
+        problem = (
+            f"returned {type(result).__name__} instead of filling: write out[...] = values"
+        )
+    elif (out.shape, out.dtype, out.ctypes.data) != identity:
+        problem = "changed the shape, dtype or memory of `out`: fill it as it is"
+    else:
+        return
+    message = f"{where} {problem}."
+    raise FillerError(message, segment=segment.name, cause_type=None, transient=False)
+
+
+def _refuse_other_work(attempt: Attempt, work: Work) -> None:
+    if attempt.before.work != work.fingerprint:
+        raise OtherWorkError(
+            f"{attempt.segment.name} of {attempt.job.path} is done, by another filler, "
+            f"another version or other arguments than {describe(work.describe())}. To compute "
+            "it again reset() it; to keep both, allocate another target.",
+            segment=attempt.segment.name,
+        )
+
+
+@functools.cache
+def _written() -> Work:
+    """Return the work that values at hand count as."""
+    return Work.of(cast("Filler", write_segment))
+
+
+def write_segment(
+    segment: Segment,
+    values: ArrayLike,
+    *,
+    casting: Casting = "same_kind",
+    replace: bool = False,
+) -> SegmentRecord:
+    """Write values at hand to a segment; return only when it is done, or raise.
+
+    Args:
+        segment: From `target.segments` or `target.pending()`.
+        values: As many rows as the segment has: shape (rows, ...) in C order, (..., rows) in
+            Fortran order, () for a 0-d target. No broadcasting.
+        casting: Which casts to the target's dtype are allowed, as in `numpy.can_cast`.
+        replace: Whether a segment that is done with other bytes may be written again.
+
+    Returns:
+        What the ledger says of the segment now.
+
+    Raises:
+        WrongTypeError: The values cannot be cast so.
+        InvalidArgumentError: Their shape does not fit.
+        SegmentDoneError: The segment is done, with other bytes.
+        OtherJobError, OtherWorkError, ClaimLostError, DamagedJobError, StorageError: As in
+            `fill_segment`.
+    """
+    with attempting(segment, _written()) as attempt:
+        layout = attempt.job.layout
+        array = _check_values(values, layout, segment, casting)
+
+        def blocks() -> Iterator[tuple[Block, NDArray[np.uint8]]]:
+            for block, out, data in _blocks(attempt.job, segment, segment.start):
+                rows = slice(block.start - segment.start, block.stop - segment.start)
+                part = array[..., rows] if layout.fortran_order else array[rows]
+                np.copyto(out, part if layout.shape else array, casting="unsafe")
+                yield block, data
+
+        if attempt.before.state == "done" and not replace:
+            digest = xxhash.xxh3_128()
+            for _, data in blocks():
+                digest.update(data.data)
+            if digest.hexdigest() == attempt.before.digest:
+                return attempt.before
+            raise SegmentDoneError(
+                f"{segment.name} of {segment.path} is done, with other bytes than these "
+                "values. Pass replace=True to write it again.",
+                segment=segment.name,
+            )
+        attempt.begin(resume=False)
+        for block, data in blocks():
+            attempt.append(data, len(block))
+        return attempt.commit()
+
+
+def _check_values(
+    values: ArrayLike, layout: Layout, segment: Segment, casting: Casting
+) -> NDArray[Any]:
+    if isinstance(values, np.ma.MaskedArray):
+        raise WrongTypeError(
+            f"{segment.name}: values are masked, and a .npy file has no mask. Pass "
+            "values.filled(...)."
+        )
+    try:
+        # Lists of tuples are rows of a structured dtype only when told so.
+        structured = layout.dtype if layout.dtype.names is not None else None
+        array = np.asarray(values, structured if not hasattr(values, "dtype") else None)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(
+            f"{segment.name}: values do not make an array: {error}"
+        ) from error
+    wanted = layout.block_shape(segment.rows)
+    if array.shape != wanted:
+        raise InvalidArgumentError(
+            f"{segment.name}: values have shape {array.shape}; the segment takes {wanted}."
+        )
+    try:
+        castable = np.can_cast(array.dtype, layout.dtype, casting)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"casting is {casting!r}: {error}") from error
+    if not castable or array.dtype.names != layout.dtype.names:
+        raise WrongTypeError(
+            f"{segment.name}: values of dtype {array.dtype} cannot be cast to {layout.dtype} "
+            f"by the rule {casting!r}. Convert them, or pass casting='unsafe'."
+        )
+    return array
