@@ -1,0 +1,37 @@
+"""What all tests share: markers that skip with the line that helps, and no skips in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("flowmap", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("flowmap")
+
+NO_SKIPS = os.environ.get("FLOWMAP_TEST_NO_SKIPS") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root or a program that is not there, and say what would install it."""
+    for item in items:
+        marker = item.get_closest_marker("system")
+        if marker is None:
+            continue
+        missing = [program for program in marker.args if shutil.which(program) is None]
+        if missing:
+            packages = marker.kwargs["packages"]
+            reason = f"needs {', '.join(missing)}: apt-get install {packages}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        elif marker.kwargs.get("root") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root: sudo make test"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run on any skip where that was asked for, as CI does."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if NO_SKIPS and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
