@@ -381,7 +381,7 @@ def main() -> None:
     print_summary(path, report.digest, picture, state.state_details.flow_run_id)
 
 
-def print_summary(path: Path, digest: str, picture: Path, run_id: UUID | None) -> None:
+def print_summary(path: Path, digest: str | None, picture: Path, run_id: UUID | None) -> None:
     """Say where the array, its picture and the record of the run are."""
     rows = np.load(path, mmap_mode="r")
     fired = int(np.count_nonzero(rows["rate"]))
