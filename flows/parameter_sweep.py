@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from prefect import flow, unmapped
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
 import flowmap
+from flowmap.workers import available_cpus
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -102,6 +104,9 @@ ARGUMENTS: dict[str, Any] = {
     "duration_ms": 100.0,
     "step_ms": 1 / 64,
 }
+
+# A few threads more than workers, so that a task run is Running only when its turn is near.
+THREADS: Any = ThreadPoolTaskRunner(max_workers=available_cpus() + 2)
 
 # Where `prefect server start` serves what an embedded server has recorded.
 UI_URL = "http://127.0.0.1:4200"
@@ -318,8 +323,7 @@ def plot_rates(path_npy: str | Path, picture_path: str | Path) -> None:
     rows = np.load(path_npy, mmap_mode="r")
     current, temperature = np.unique(rows["current"]), np.unique(rows["temperature"])
     rate = np.ma.masked_equal(rows["rate"].reshape(len(temperature), len(current)), 0.0)
-    figure = Figure(figsize=(8.0, 5.2), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(8.0, 5.2), layout="constrained")).subplots()
     axes.set_facecolor("0.92")
     mesh = axes.pcolormesh(current, temperature, rate, cmap="viridis", rasterized=True)
     bar = figure.colorbar(mesh, ax=axes, pad=0.02)
@@ -328,13 +332,14 @@ def plot_rates(path_npy: str | Path, picture_path: str | Path) -> None:
     axes.set_xlabel("injected current density (µA/cm²)")
     axes.set_ylabel("temperature (°C)")
     axes.set_title("Hodgkin-Huxley squid axon: repetitive firing under a current step")
-    grey = "grey: no repetitive firing"
-    axes.annotate(grey, (0.98, 0.95), xycoords="axes fraction", ha="right", color="0.35")
+    axes.annotate(
+        "grey: none", (0.98, 0.95), xycoords="axes fraction", ha="right", color="0.35"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture_path, dpi=150)
 
 
-@flow(name="parameter-sweep")
+@flow(name="parameter-sweep", task_runner=THREADS)
 def parameter_sweep(path: str, workers: int | None = None) -> flowmap.ValidationReport:
     """Sweep the squid axon into one record array, and prove that it is whole.
 
