@@ -18,8 +18,10 @@ Add -65 mV for today's usual absolute potential. A positive current depolarises.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -108,9 +110,6 @@ ARGUMENTS: dict[str, Any] = {
 # A few threads more than workers, so that a task run is Running only when its turn is near.
 THREADS: Any = ThreadPoolTaskRunner(max_workers=available_cpus() + 2)
 
-# Where `prefect server start` serves what an embedded server has recorded.
-UI_URL = "http://127.0.0.1:4200"
-
 # Two temperatures make a segment, and one block: some 500 rows are where NumPy's cost per
 # call no longer outweighs the arithmetic.
 SEGMENTS = 52
@@ -185,8 +184,7 @@ def advance(state: Floats, current: Floats, speed: Floats, step_ms: float) -> Fl
 
 def temperature_speed(temperature: Floats) -> Floats:
     """The factor of all rates at a temperature (degrees Celsius), 1 at 6.3."""
-    speed: Floats = np.power(Q10, (temperature - Q10_ORIGIN) / 10.0)
-    return speed
+    return cast("Floats", np.power(Q10, (temperature - Q10_ORIGIN) / 10.0))
 
 
 class Spikes:
@@ -332,9 +330,8 @@ def plot_rates(path_npy: str | Path, picture_path: str | Path) -> None:
     axes.set_xlabel("injected current density (µA/cm²)")
     axes.set_ylabel("temperature (°C)")
     axes.set_title("Hodgkin-Huxley squid axon: repetitive firing under a current step")
-    axes.annotate(
-        "grey: none", (0.98, 0.95), xycoords="axes fraction", ha="right", color="0.35"
-    )
+    style = {"transform": axes.transAxes, "ha": "right", "color": "0.35"}
+    axes.text(0.98, 0.95, "grey: no repetitive firing", **style)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture_path, dpi=150)
 
@@ -380,24 +377,26 @@ def main() -> None:
     path = options.out.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     state = parameter_sweep(str(path), workers=options.workers, return_state=True)
-    report = state.result()
-    picture = path.with_suffix(".png")
-    plot_rates(path, picture)
-    print_summary(path, report.digest, picture, state.state_details.flow_run_id)
+    digest = state.result().digest
+    plot_rates(path, picture := path.with_suffix(".png"))
+    print_summary(path, digest, picture, state.state_details.flow_run_id)
 
 
 def print_summary(path: Path, digest: str | None, picture: Path, run_id: UUID | None) -> None:
     """Say where the array, its picture and the record of the run are."""
     rows = np.load(path, mmap_mode="r")
-    fired = int(np.count_nonzero(rows["rate"]))
     served = url_for("flow-run", obj_id=run_id)
-    url = served or url_for("flow-run", obj_id=run_id, default_base_url=UI_URL)
+    # Where `prefect server start` will serve what an embedded server has recorded.
+    url = served or f"http://127.0.0.1:4200/runs/flow-run/{run_id}"
     print(f"\narray    {path}")
-    print(f"shape    {rows.shape}, {fired} of them firing repetitively")
+    print(
+        f"shape    {rows.shape}, {np.count_nonzero(rows['rate'])} of them firing repetitively"
+    )
     print(f"dtype    {rows.dtype}")
     print(f"digest   {digest}")
     print(f"picture  {picture}")
-    print(f"run      {url}" + ("" if served else "  (after: prefect server start)"))
+    start = f"{os.path.relpath(Path(sys.executable).with_name('prefect'))} server start"
+    print(f"run      {url}" + ("" if served else f"  (after: {start})"))
 
 
 if __name__ == "__main__":
