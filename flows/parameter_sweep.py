@@ -110,6 +110,8 @@ ARGUMENTS: dict[str, Any] = {
 # A few threads more than workers, so that a task run is Running only when its turn is near.
 THREADS: Any = ThreadPoolTaskRunner(max_workers=available_cpus() + 2)
 
+RESULT = Path(__file__).resolve().parents[1] / "results" / "parameter_sweep.npy"
+
 # Two temperatures make a segment, and one block: some 500 rows are where NumPy's cost per
 # call no longer outweighs the arithmetic.
 SEGMENTS = 52
@@ -324,15 +326,12 @@ def plot_rates(path_npy: str | Path, picture_path: str | Path) -> None:
     axes = (figure := Figure(figsize=(8.0, 5.2), layout="constrained")).subplots()
     axes.set_facecolor("0.92")
     mesh = axes.pcolormesh(current, temperature, rate, cmap="viridis", rasterized=True)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02)
-    bar.set_label("firing rate (spikes/s)")
-    bar.outline.set_visible(False)
+    figure.colorbar(mesh, ax=axes, pad=0.02).set_label("firing rate (spikes/s)")
     axes.set_xlabel("injected current density (µA/cm²)")
     axes.set_ylabel("temperature (°C)")
     axes.set_title("Hodgkin-Huxley squid axon: repetitive firing under a current step")
-    style = {"transform": axes.transAxes, "ha": "right", "color": "0.35"}
+    style: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "color": "0.35"}
     axes.text(0.98, 0.95, "grey: no repetitive firing", **style)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture_path, dpi=150)
 
 
@@ -369,9 +368,8 @@ def parameter_sweep(path: str, workers: int | None = None) -> flowmap.Validation
 
 def main() -> None:
     """Run the flow from the command line and say where everything is."""
-    results = Path(__file__).resolve().parent.parent / "results"
     parser = argparse.ArgumentParser(description=parameter_sweep.__doc__)
-    parser.add_argument("--out", type=Path, default=results / "parameter_sweep.npy")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--workers", type=int, default=None, help="default: one a core")
     options = parser.parse_args()
     path = options.out.resolve()
