@@ -384,7 +384,6 @@ def print_summary(path: Path, digest: str | None, picture: Path, run_id: UUID | 
     """Say where the array, its picture and the record of the run are."""
     rows = np.load(path, mmap_mode="r")
     served = url_for("flow-run", obj_id=run_id)
-    # Where `prefect server start` will serve what an embedded server has recorded.
     url = served or f"http://127.0.0.1:4200/runs/flow-run/{run_id}"
     print(f"\narray    {path}")
     print(
