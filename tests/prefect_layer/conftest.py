@@ -61,9 +61,8 @@ def server() -> Iterator[Server]:
     home = Path(os.environ["PREFECT_HOME"])
     port = httpx.URL(url).port
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    environment = os.environ | {"PREFECT_SERVER_UI_ENABLED": "false"}
     with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=home)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=home)
     try:
         deadline = time.monotonic() + 90
         while not _is_up(url):
