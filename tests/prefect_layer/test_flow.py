@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,6 +151,46 @@ def test_second_run_is_told_who_has_the_job(server: Server, tmp_path: Path) -> N
     ):
         flowmap.fill_array(str(path), shape=100, executor="threads")
     assert flowmap.fill_array(str(path), shape=100, executor="threads").ok
+
+
+SLOW = """
+import time
+import flowmap
+
+@flowmap.filler
+def slow(out, block):
+    print("filling", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_flow_leaves_nothing_running(
+    server: Server, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Ctrl-C, or what ends a job, ends the workers too; the job can be run again."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    path = tmp_path / "out.npy"
+    call = f"flowmap.fill_array({str(path)!r}, 100, filler='slow:slow', segments=9)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import flowmap; {call}"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != b"filling\n":
+        assert process.poll() is None
+    # Ctrl-C reaches the whole foreground group, kill(1) the process alone.
+    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+    assert process.wait(60) != 0
+    process.stdout.read()  # ends when the last worker has closed its end
+    process.stdout.close()
+    target = flowmap.open_target(path)
+    assert len(target.pending()) == 9
+    with leased(target.job, "the next run"):
+        pass
 
 
 def test_ui_gets_a_progress_bar_and_a_summary(server: Server, tmp_path: Path) -> None:
