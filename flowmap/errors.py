@@ -47,7 +47,13 @@ class FillerNotFoundError(InvalidArgumentError):
 
 
 class TargetExistsError(FlowmapError, FileExistsError):
-    """Something is at the path already."""
+    """Something is at the path already.
+
+    Attributes:
+        errno: EEXIST, as whoever handles a `FileExistsError` may expect.
+    """
+
+    errno = errno_module.EEXIST
 
 
 class ForeignFileError(TargetExistsError, ValueError):
@@ -121,7 +127,13 @@ class JobBusyError(FlowmapError, RuntimeError):
 
 
 class LockTimeoutError(FlowmapError, TimeoutError):
-    """The header lock could not be had in time."""
+    """The header lock could not be had in time.
+
+    Attributes:
+        errno: ETIMEDOUT, as whoever handles a `TimeoutError` may expect.
+    """
+
+    errno = errno_module.ETIMEDOUT
 
 
 class StorageError(FlowmapError, OSError):
