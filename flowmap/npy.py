@@ -214,7 +214,6 @@ def _survives(dtype: np.dtype[Any]) -> bool:
     """Return whether a dtype is the same after a header, and after `job.json`."""
     try:
         descr = _descr(dtype)
-        repr(descr).encode()
         from_header = npy_format.descr_to_dtype(ast.literal_eval(repr(descr)))
         from_json = dtype_from_descr(json.loads(json.dumps(descr)))
     except (TypeError, ValueError, SyntaxError, RecursionError):
