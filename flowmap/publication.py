@@ -164,7 +164,10 @@ def _removed_after(*paths: Path) -> Iterator[None]:
         yield
     finally:
         for path in paths:
-            path.unlink(missing_ok=True)
+            # Gone, or what is left is a second name of the whole target, which the next
+            # allocation removes: neither is worth hiding how the first one went.
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _advice(error: OSError, job: Job) -> str:

@@ -138,11 +138,10 @@ class TestAllocated:
         saved = _saved(dtype, shape, fortran=fortran)
         _, saved_offset = _header_fields(saved)
         assert data[offset:] == saved[saved_offset:]
-        if dtype != np.dtype([]):  # np.load divides by the size of an element, if any
-            limit = max(10_000, offset)  # NumPy's own for all but the widest
-            loaded = np.load(target.path, max_header_size=limit)
-            assert (loaded.shape, loaded.dtype) == (shape, dtype)
-            assert loaded.flags.f_contiguous if fortran else loaded.flags.c_contiguous
+        # NumPy's own limit for all but the widest.
+        loaded = np.load(target.path, max_header_size=max(10_000, offset))
+        assert (loaded.shape, loaded.dtype) == (shape, dtype)
+        assert loaded.flags.f_contiguous if fortran else loaded.flags.c_contiguous
         assert target.asarray().shape == shape
         assert target.asarray().dtype == dtype
 
