@@ -13,7 +13,8 @@ from typing import Any, Self
 def _rebuild(cls: type[FlowmapError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
     """Make an unpickled error again without calling its constructor."""
     error = cls.__new__(cls, *args)
-    error.args = args
+    if not error.args:  # StorageError has them already, without the file's name
+        error.args = args
     error.__dict__.update(fields)
     return error
 

@@ -68,6 +68,9 @@ def filler(
 
     Returns:
         The function itself, marked.
+
+    Raises:
+        WrongTypeError: It is no function, or version and volatile are no such things.
     """
     names = _names(volatile)
     if not isinstance(version, str):
