@@ -185,8 +185,8 @@ def write_segment(
         def blocks() -> Iterator[tuple[Block, NDArray[np.uint8]]]:
             for block, out, data in _blocks(attempt.job, segment, segment.start):
                 rows = slice(block.start - segment.start, block.stop - segment.start)
-                part = array[..., rows] if layout.fortran_order else array[rows]
-                np.copyto(out, part if layout.shape else array, casting="unsafe")
+                taken = (..., rows) if layout.fortran_order else (rows, ...)
+                np.copyto(out, array[taken] if layout.shape else array, casting="unsafe")
                 yield block, data
 
         if attempt.before.state in FINISHED and not replace:
