@@ -7,6 +7,7 @@ checkpoint and at the end sync the target, look at the claim, record, sync the l
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from flowmap.errors import (
     WrongTypeError,
     storage_error,
 )
-from flowmap.ledger import Claim
+from flowmap.ledger import NO_ROWS, Claim
 from flowmap.segments import Segment
 from flowmap.storage import (
     CHUNK,
@@ -94,20 +95,27 @@ class Attempt:
         before = self.before
         resume = resume and before.work == self._work.fingerprint
         self.job.record_work(self._work)
-        kept: dict[str, Any] = (
-            {}
-            if resume
-            else {"rows_done": 0, "rows_durable": 0, "digest": "", "digest_durable": ""}
-        )
-        if before.state == "done":
-            self.job.lift_seal()
+        kept = {} if resume else NO_ROWS
         self._claim = Claim(
             self._ledger, before, self._work.fingerprint, state="running", **kept
         )
-        if resume and self._take_over(
+        # After the claim: a validation that seals meanwhile looks at the claims once more.
+        self.job.lift_seal()
+        if before.state == "done":  # before a byte changes that this record vouches for
+            self._sync_ledger()
+        if not resume:
+            return
+        whole = self._take_over(
             before.rows_durable, before.digest_durable, rewrite=False
-        ):
-            self._take_over(before.rows_done, before.digest, rewrite=True)
+        ) and self._take_over(before.rows_done, before.digest, rewrite=True)
+        if not whole:  # nor may the next attempt trust what this one did not find
+            digest = self._digest.hexdigest() if self._rows else ""
+            self._claim.note(
+                rows_done=self._rows,
+                rows_durable=self._rows,
+                digest=digest,
+                digest_durable=digest,
+            )
 
     def _take_over(self, rows: int, digest: str, *, rewrite: bool) -> bool:
         """Read on up to `rows`; keep them and return True if they match `digest`.
@@ -122,11 +130,15 @@ class Attempt:
         first, last = self._byte(self._rows), self._byte(rows)
         for offset in range(first, last, max(len(buffer), 1)):
             chunk = buffer[: last - offset]
-            with _told("cannot read back what an earlier attempt wrote", self.segment):
-                if read_into(self._target, chunk, offset) < len(chunk):
-                    return False
+            try:
+                count = read_into(self._target, chunk, offset)
+            except OSError:  # a bad sector: computing it again writes it anew
+                return False
+            if count < len(chunk):
+                return False
             reached.update(chunk.data)
             if rewrite:
+                self._held().check()
                 self._write(chunk, offset)
         if rows > self._rows and reached.hexdigest() != digest:
             return False
@@ -169,8 +181,10 @@ class Attempt:
 
         Raises:
             ClaimLostError: Another attempt has the segment; nothing was recorded.
+            OtherJobError: The target was allocated anew or moved meanwhile.
             StorageError: The disk did not take it.
         """
+        self._refuse_if_replaced()
         if self.job.durability == "end":
             digest = self._digest.hexdigest()
             return self._held().note(state="written", rows_done=self._rows, digest=digest)
@@ -191,9 +205,25 @@ class Attempt:
             digest=digest,
             digest_durable=digest,
         )
+        self._sync_ledger()
+        self._synced_at = time.monotonic()
+
+    def _sync_ledger(self) -> None:
         with _told("cannot sync the ledger to disk; run again", self.segment):
             self._ledger.sync()
-        self._synced_at = time.monotonic()
+
+    def _refuse_if_replaced(self) -> None:
+        try:
+            there = self.job.path.lstat()
+        except FileNotFoundError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self._target)):
+            raise OtherJobError(
+                f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed "
+                "while the segment was being filled; the rows went into the file that was "
+                "there before. Take the segments from open_target(path) and fill them.",
+                path=str(self.job.path),
+            )
 
     def fail(self, error: BaseException) -> None:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""

@@ -19,8 +19,9 @@ from flowmap.errors import (
 from flowmap.fillers import Work
 from flowmap.lease import leased
 from flowmap.segments import Segment, whole
+from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
-from flowmap.workers import Processes, Threads, available_cpus
+from flowmap.workers import Processes, Threads
 from flowmap.write import fill_work
 
 if TYPE_CHECKING:
@@ -72,11 +73,10 @@ def executor(
     pool = Processes(count) if name == "processes" else Threads(count)
     try:
         yield pool
+        pool.shutdown()
     except BaseException:
         pool.end()
         raise
-    else:
-        pool.shutdown()
 
 
 @dataclass(frozen=True, slots=True)

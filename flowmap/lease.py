@@ -67,9 +67,12 @@ class Lease:
             self._taken_by = str(found["name"])
         return self._taken_by is None
 
+    def stop(self) -> None:
+        """Let the lease's thread end, so that none refreshes what `end` has given back."""
+        self._ended.set()
+
     def end(self) -> None:
         """Give the job back."""
-        self._ended.set()
         with contextlib.suppress(OSError):
             if self._is_ours():
                 self._path.unlink()
@@ -122,8 +125,9 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        lease.end()
+        lease.stop()
         thread.join()
+        lease.end()
 
 
 def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:

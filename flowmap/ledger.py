@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+NO_ROWS: Final[dict[str, Any]] = {
+    "rows_done": 0,
+    "rows_durable": 0,
+    "digest": "",
+    "digest_durable": "",
+}
+"""The fields of a record of which no row counts."""
 
 
 class Ledger:
@@ -177,7 +185,13 @@ class Claim:
             reason="",
             **changes,
         )
-        self._page = ledger.write(self.record, ledger.page(record.index))
+        # Whoever claimed it since may have written to this attempt's other slot already, and
+        # would be taken for this claim's own past.
+        page = ledger.page(record.index)
+        found = ledger.newest(page, record.index, record.start, record.stop)
+        if _whose(found) != _whose(record) or found.state != record.state:
+            raise self._lost(found)
+        self._page = ledger.write(self.record, page)
         self.check()
 
     def check(self) -> None:
@@ -191,16 +205,20 @@ class Claim:
             return
         mine = self.record
         found = self._ledger.newest(page, mine.index, mine.start, mine.stop)
-        if (found.attempt, found.token) != (mine.attempt, mine.token):
-            name = f"segment {mine.index:04d} [{mine.start}:{mine.stop}]"
-            raise ClaimLostError(
-                f"{name}: attempt {mine.attempt} found that attempt {found.attempt} by process "
-                f"{found.pid} on {found.host or 'no host'} has the segment (now "
-                f"{found.state}), and stopped without recording anything. Let that one "
-                "finish; run the job again if it does not.",
-                segment=name,
-            )
+        if _whose(found) != _whose(mine):
+            raise self._lost(found)
         self._page = page
+
+    def _lost(self, found: SegmentRecord) -> ClaimLostError:
+        mine = self.record
+        name = f"segment {mine.index:04d} [{mine.start}:{mine.stop}]"
+        return ClaimLostError(
+            f"{name}: attempt {mine.attempt} found that attempt {found.attempt} by process "
+            f"{found.pid} on {found.host or 'no host'} has the segment (now "
+            f"{found.state}), and stopped without recording anything. Let that one "
+            "finish; run the job again if it does not.",
+            segment=name,
+        )
 
     def note(self, **changes: Any) -> SegmentRecord:
         """Look at the claim, then record `changes`; not yet durable."""
@@ -210,6 +228,10 @@ class Claim:
         )
         self._page = self._ledger.write(self.record, self._page)
         return self.record
+
+
+def _whose(record: SegmentRecord) -> tuple[int, str]:
+    return record.attempt, record.token
 
 
 def create_ledger(path: Path, count: int) -> None:

@@ -13,6 +13,9 @@ import numpy as np
 import xxhash
 
 SLOTS: Final = 16
+FINISHED: Final = frozenset({"done", "written"})
+"""The states of a segment all of whose rows were computed."""
+
 _HOST_BYTES: Final = 32
 _REASON_BYTES: Final = 40
 

@@ -246,3 +246,10 @@ def file_system_type(path: str | os.PathLike[str]) -> str | None:
         if mount.split()[2] == wanted:
             return source.split()[0]
     return None
+
+
+def available_cpus() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -15,9 +15,8 @@ from prefect.cache_policies import NO_CACHE
 from flowmap.alloc import Exist, allocate
 from flowmap.errors import FillerError, NotFoundError, StorageError, WrongTypeError
 from flowmap.fillers import Work
-from flowmap.storage import PAGE
+from flowmap.storage import PAGE, available_cpus
 from flowmap.validation import validate
-from flowmap.workers import available_cpus
 from flowmap.write import Casting, fill_work, write_segment
 
 if TYPE_CHECKING:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -17,14 +20,16 @@ from flowmap.errors import (
     DamagedJobError,
     FlowmapError,
     InvalidArgumentError,
-    ValidationFailed,
     WrongTypeError,
     storage_error,
 )
-from flowmap.ledger import Claim
+from flowmap.ledger import NO_ROWS, Claim
+from flowmap.records import FINISHED
+from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment
 from flowmap.storage import (
     CHUNK,
+    available_cpus,
     buffer_of,
     open_existing,
     publish_json,
@@ -34,8 +39,7 @@ from flowmap.storage import (
 from flowmap.target import FORMAT, Job, Sidecar, absolute, read_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -44,65 +48,7 @@ if TYPE_CHECKING:
 
     Check = Callable[[NDArray[Any], Block], object]
 
-_SHOWN: Final = 10
-_FINISHED: Final = ("done", "written")
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """What a validation found.
-
-    Attributes:
-        path: Of the target.
-        problems: A sentence each, none if all is well.
-        bad_segments: The segments that are missing, damaged, or failed a check.
-        digest: xxh3_128 of the whole, in hexadecimal, over the ordered (start, stop,
-            digest) of its segments; None unless every segment is as it was recorded.
-        marked: The segments that were marked, so that running the job again repairs them.
-        sealed: Whether the job was sealed as valid.
-        notes: What could not be recorded, and why; no fault of the file.
-    """
-
-    path: Path
-    problems: tuple[str, ...] = ()
-    bad_segments: tuple[Segment, ...] = ()
-    digest: str | None = None
-    marked: tuple[Segment, ...] = ()
-    sealed: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong with the file."""
-        return not self.problems
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        if self.ok:
-            lines = [f"{self.path} is valid: digest {self.digest}."]
-        else:
-            lines = [f"{self.path} is not valid:"]
-            lines += [f"  - {problem}" for problem in self.problems[:_SHOWN]]
-            more = len(self.problems) - _SHOWN
-            lines += [f"  - and {more} more"] if more > 0 else []
-        if self.marked:
-            lines.append(f"{len(self.marked)} damaged segments are pending again: run the job.")
-        return "\n".join([*lines, *self.notes])
-
-    def __repr__(self) -> str:
-        state = "ok" if self.ok else f"{len(self.problems)} problems"
-        return f"<flowmap.ValidationReport {self.path}: {state}>"
-
-    def raise_if_bad(self) -> None:
-        """Raise what the report says.
-
-        Raises:
-            ValidationFailed: Something is wrong; its `report` is this one.
-        """
-        if not self.ok:
-            raise ValidationFailed(str(self), report=self)
+__all__ = ["Check", "ValidationReport", "reset", "validate"]
 
 
 def validate(
@@ -174,14 +120,19 @@ class _Validation:
         except DamagedJobError as error:
             return ValidationReport(self.job.path, (*self.problems, str(error)), self.segments)
         self._compare_states(records)
-        damaged = self._compare_bytes(records)
+        finished = [record for record in records if record.index not in self.bad]
+        written = [record for record in finished if record.state == "written"]
+        self._sync(written, mark=mark)
+        damaged = self._compare_bytes(finished)
         self._compare_works(records)
         digest = None if self.bad else _digest_of(records)
         self._look_at_values(check, finite=finite)
-        marked, notes = self._record(records, damaged) if mark else ([], [])
+        gone = {record.index for record in damaged}
+        synced = [record for record in written if record.index not in gone]
+        marked, notes = self._record(synced, damaged) if mark else ([], [])
         sealed = False
         if mark and not self.problems and not notes:
-            sealed = self._seal(str(digest), notes)
+            sealed = self._seal(str(digest), records, notes)
         return ValidationReport(
             self.job.path,
             tuple(self.problems),
@@ -198,57 +149,67 @@ class _Validation:
 
     def _compare_states(self, records: list[SegmentRecord]) -> None:
         for segment, record in zip(self.segments, records, strict=True):
-            if record.state not in _FINISHED:
+            if record.state not in FINISHED:
                 reason = f" ({record.reason})" if record.reason else ""
                 self._problem(segment, f"is not done but {record.state}{reason}: run the job.")
             elif (record.start, record.stop) != (segment.start, segment.stop):
                 self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
 
-    def _compare_bytes(self, records: list[SegmentRecord]) -> list[SegmentRecord]:
+    def _sync(self, written: list[SegmentRecord], *, mark: bool) -> None:
+        """Bring what was left unsynced to the disk; where that fails, trust none of it."""
+        if not written:
+            return
+        try:
+            sync_data(self.target)
+        except OSError as error:
+            # A second sync may succeed for data that is gone: only writing them again helps.
+            if mark:
+                with contextlib.suppress(OSError, FlowmapError):
+                    self._mark(written, "failed")
+            doing = "cannot sync the target; look at the disk, and run the job again"
+            raise storage_error(error, doing, self.job.path) from error
+
+    def _compare_bytes(self, finished: list[SegmentRecord]) -> list[SegmentRecord]:
         """Recompute the digests of what is finished; return the records that do not match."""
-        finished = [r for r in records if r.index not in self.bad]
-        if any(record.state == "written" for record in finished):
-            try:
-                sync_data(self.target)
-            except OSError as error:
-                doing = "cannot sync the target; fill the written segments again"
-                raise storage_error(error, doing, self.job.path) from error
         damaged = []
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        with ThreadPoolExecutor(available_cpus()) as threads:
             digests = threads.map(self._digest, [self.segments[r.index] for r in finished])
-            for record, digest in zip(finished, digests, strict=True):
-                if digest != record.digest or record.rows_done != record.stop - record.start:
+            for record, found in zip(finished, digests, strict=True):
+                if found != record.digest or record.rows_done != record.stop - record.start:
                     damaged.append(record)
                     self._problem(
                         self.segments[record.index],
-                        f"is damaged: its bytes have digest {digest}, not {record.digest}.",
+                        f"is damaged: its bytes have digest {found}, not {record.digest}."
+                        if isinstance(found, str)
+                        else f"is damaged: {found.strerror} while it was read.",
                     )
         return damaged
 
-    def _digest(self, segment: Segment) -> str:
+    def _digest(self, segment: Segment) -> str | OSError:
+        """Return the digest of a segment's bytes, or why they cannot be read."""
         digest = xxhash.xxh3_128()
-        for _, data in self._read(segment, CHUNK):
-            digest.update(data.data)
+        try:
+            for data in self._read(segment, CHUNK):
+                digest.update(data.data)
+        except OSError as error:
+            return error
         return digest.hexdigest()
 
-    def _read(self, segment: Segment, nbytes: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield (offset, bytes) of a segment, up to `nbytes` at a time, in one buffer."""
+    def _read(self, segment: Segment, nbytes: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield the bytes of a segment, up to `nbytes` at a time, in one buffer."""
         first = self.job.data_offset + segment.start * self.job.layout.row_bytes
         last = first + segment.rows * self.job.layout.row_bytes
         buffer = buffer_of(min(nbytes, last - first))
         for offset in range(first, last, max(nbytes, 1)):
             data = buffer[: last - offset]
-            try:
-                read_into(self.target, data, offset)
-            except OSError as error:
-                doing = f"cannot read {segment.name}; look at the disk"
-                raise storage_error(error, doing, self.job.path) from error
-            yield offset, data
+            if read_into(self.target, data, offset) < len(data):
+                raise OSError(errno.EIO, "the file ended")
+            yield data
 
     def _compare_works(self, records: list[SegmentRecord]) -> None:
         if self.mixed:
             return
-        works = {r.work for r in records if r.state in _FINISHED}
+        works = {r.work for r in records if r.state in FINISHED}
         if self.job.work is not None:
             works.add(self.job.work["fingerprint"])
         if len(works) > 1:
@@ -271,8 +232,12 @@ class _Validation:
             block = Block(start, min(start + self.job.block_rows, segment.stop))
             rows = Segment(segment.path, segment.job, segment.index, block.start, block.stop)
             data = np.empty(0, np.uint8)
-            for _, read in self._read(rows, len(block) * layout.row_bytes):
-                data = read
+            try:
+                for read in self._read(rows, len(block) * layout.row_bytes):
+                    data = read
+            except OSError as error:
+                self._problem(segment, f"cannot be read: {error.strerror}.")
+                return
             values = layout.as_array(data, len(block))
             values.flags.writeable = False
             problem = "holds NaN or infinity" if finite and not _is_finite(values) else None
@@ -282,30 +247,35 @@ class _Validation:
                 return
 
     def _record(
-        self, records: list[SegmentRecord], damaged: list[SegmentRecord]
+        self, synced: list[SegmentRecord], damaged: list[SegmentRecord]
     ) -> tuple[list[Segment], list[str]]:
-        """Mark what is damaged, make done what was synced; return the marked, and notes."""
-        synced = [r for r in records if r.state == "written" and r not in damaged]
-        if not damaged and not synced:
-            return [], []
+        """Make done what was synced, mark what is damaged; return the marked, and notes."""
+        marked: list[Segment] = []
         try:
             if damaged:
                 self.job.lift_seal()
-            with self.job.ledger(write=True) as ledger:
-                # What changed since it was read belongs to whoever is filling it now.
-                same = {r.index for r in (*damaged, *synced) if _now(ledger, r) == r}
-                for record in synced:
-                    if record.index in same:
-                        ledger.write(_made_durable(record), ledger.page(record.index))
-                for record in damaged:
-                    if record.index in same:
-                        Claim(ledger, record, record.work, state="damaged")
-                ledger.sync()
+                marked = self._mark(damaged, "damaged")
+            if synced:
+                with self.job.ledger(write=True) as ledger:
+                    for record in synced:
+                        if _now(ledger, record) == record:
+                            ledger.write(_made_durable(record), ledger.page(record.index))
+                    ledger.sync()
         except (OSError, FlowmapError) as error:
-            return [], [f"Nothing was marked or sealed: {error}."]
-        return [self.segments[r.index] for r in damaged if r.index in same], []
+            what = "Nothing" if not marked else "Not everything"
+            return marked, [f"{what} was marked or sealed: {error}."]
+        return marked, []
 
-    def _seal(self, digest: str, notes: list[str]) -> bool:
+    def _mark(self, records: list[SegmentRecord], state: str) -> list[Segment]:
+        """Claim segments for nobody; what changed since it was read is left to its owner."""
+        with self.job.ledger(write=True) as ledger:
+            same = [record for record in records if _now(ledger, record) == record]
+            for record in same:
+                Claim(ledger, record, record.work, state=state)
+            ledger.sync()
+        return [self.segments[record.index] for record in same]
+
+    def _seal(self, digest: str, records: list[SegmentRecord], notes: list[str]) -> bool:
         seal = {
             "format": FORMAT,
             "job": self.job.id,
@@ -315,10 +285,16 @@ class _Validation:
         }
         try:
             publish_json(Sidecar.of(self.job.path).seal, seal)
-        except OSError as error:
+            # An attempt lifts the seal after its claim: one of the two sees the other.
+            with self.job.ledger() as ledger:
+                claimed = any(_now(ledger, record).token != record.token for record in records)
+            if claimed:
+                self.job.lift_seal()
+                notes.append("Not sealed: a segment was claimed meanwhile; validate again.")
+        except (OSError, FlowmapError) as error:
             notes.append(f"Nothing was marked or sealed: {error}.")
             return False
-        return True
+        return not claimed
 
 
 def _now(ledger: Ledger, record: SegmentRecord) -> SegmentRecord:
@@ -353,9 +329,10 @@ def _is_finite(values: NDArray[Any]) -> bool:
 def _complaint(check: Check, values: NDArray[Any], block: Block) -> str | None:
     try:
         verdict = check(values, block)
+        passed = verdict is None or bool(verdict)
     except Exception as error:  # noqa: BLE001 -- whatever a user's check raises is its verdict
         return f"fails the check ({type(error).__name__}: {error})"
-    return None if verdict is None or verdict else "fails the check"
+    return None if passed else "fails the check"
 
 
 def reset(
@@ -376,15 +353,17 @@ def reset(
     """
     job = read_job(absolute(path))
     known = job.segments()
-    wanted = [segments] if isinstance(segments, Segment | int) else list(segments)
-    chosen = [_segment_of(one, known, job) for one in wanted]
+    # Whatever is no collection is one segment, or refused as none.
+    several = segments if isinstance(segments, Iterable) else [segments]
+    chosen = [_segment_of(one, known, job) for one in several]
+    if not chosen:
+        return
     try:
-        job.lift_seal()
         with job.ledger(write=True) as ledger:
             for segment in chosen:
                 record = ledger.read(segment.index, segment.start, segment.stop)
-                empty = {"rows_done": 0, "rows_durable": 0, "digest": "", "digest_durable": ""}
-                Claim(ledger, record, "", state="pending", **empty)
+                Claim(ledger, record, "", state="pending", **NO_ROWS)
+            job.lift_seal()
             ledger.sync()
     except OSError as error:
         if isinstance(error, FlowmapError):

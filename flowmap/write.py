@@ -19,6 +19,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.fillers import Work
+from flowmap.records import FINISHED
 from flowmap.segments import Block, Segment
 from flowmap.storage import buffer_of
 
@@ -79,8 +80,9 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
     might not find out. Arguments, result and errors are those of `fill_segment`.
     """
     with attempting(segment, work) as attempt:
-        if attempt.before.state == "done":
+        if attempt.before.state in FINISHED:
             _refuse_other_work(attempt, work)
+        if attempt.before.state == "done":
             return attempt.before
         attempt.begin(resume=True)
         stop = STOP.get()
@@ -107,7 +109,7 @@ def _blocks(
 
 def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> None:
     where = f"{segment.name}, rows {block.start} to {block.stop}: the filler {work.name}"
-    identity = (out.shape, out.dtype, out.ctypes.data)
+    identity = _identity(out)
     try:
         result = work(out, block)
     except Exception as error:
@@ -122,12 +124,16 @@ def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> N
         problem = (
             f"returned {type(result).__name__} instead of filling: write out[...] = values"
         )
-    elif (out.shape, out.dtype, out.ctypes.data) != identity:
+    elif _identity(out) != identity:
         problem = "changed the shape, dtype or memory of `out`: fill it as it is"
     else:
         return
     message = f"{where} {problem}."
     raise FillerError(message, segment=segment.name, cause_type=None, transient=False)
+
+
+def _identity(out: NDArray[Any]) -> tuple[object, ...]:
+    return out.shape, out.strides, out.dtype, out.ctypes.data
 
 
 def _refuse_other_work(attempt: Attempt, work: Work) -> None:
@@ -179,21 +185,23 @@ def write_segment(
         def blocks() -> Iterator[tuple[Block, NDArray[np.uint8]]]:
             for block, out, data in _blocks(attempt.job, segment, segment.start):
                 rows = slice(block.start - segment.start, block.stop - segment.start)
-                part = array[..., rows] if layout.fortran_order else array[rows]
-                np.copyto(out, part if layout.shape else array, casting="unsafe")
+                taken = (..., rows) if layout.fortran_order else (rows, ...)
+                np.copyto(out, array[taken] if layout.shape else array, casting="unsafe")
                 yield block, data
 
-        if attempt.before.state == "done" and not replace:
+        if attempt.before.state in FINISHED and not replace:
             digest = xxhash.xxh3_128()
             for _, data in blocks():
                 digest.update(data.data)
-            if digest.hexdigest() == attempt.before.digest:
+            same = digest.hexdigest() == attempt.before.digest
+            if same and attempt.before.state == "done":
                 return attempt.before
-            raise SegmentDoneError(
-                f"{segment.name} of {segment.path} is done, with other bytes than these "
-                "values. Pass replace=True to write it again.",
-                segment=segment.name,
-            )
+            if not same:
+                raise SegmentDoneError(
+                    f"{segment.name} of {segment.path} is done, with other bytes than these "
+                    "values. Pass replace=True to write it again.",
+                    segment=segment.name,
+                )
         attempt.begin(resume=False)
         for block, data in blocks():
             attempt.append(data, len(block))
@@ -212,7 +220,7 @@ def _check_values(
         # Lists of tuples are rows of a structured dtype only when told so.
         structured = layout.dtype if layout.dtype.names is not None else None
         array = np.asarray(values, structured if not hasattr(values, "dtype") else None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InvalidArgumentError(
             f"{segment.name}: values do not make an array: {error}"
         ) from error
@@ -225,9 +233,26 @@ def _check_values(
         castable = np.can_cast(array.dtype, layout.dtype, casting)
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"casting is {casting!r}: {error}") from error
-    if not castable or array.dtype.names != layout.dtype.names:
+    if not castable or not _same_names(array.dtype, layout.dtype):
         raise WrongTypeError(
             f"{segment.name}: values of dtype {array.dtype} cannot be cast to {layout.dtype} "
             f"by the rule {casting!r}. Convert them, or pass casting='unsafe'."
         )
-    return array
+    if casting != "unsafe":
+        return array
+    try:  # the only rule under which a cast can fail: texts that are no numbers
+        return array.astype(layout.dtype, casting="unsafe", copy=False)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"{segment.name}: values cannot be cast to {layout.dtype}: {error}"
+        ) from error
+
+
+def _same_names(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    """Say whether fields have the same names in the same order: NumPy casts them by order."""
+    one, other = one.base, other.base
+    if one.names is None or other.names is None:
+        return one.names == other.names
+    return one.names == other.names and all(
+        _same_names(one[name], other[name]) for name in one.names
+    )

@@ -1,0 +1,72 @@
+"""What a validation found, as its user sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from flowmap.errors import ValidationFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flowmap.segments import Segment
+
+_SHOWN: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """What a validation found.
+
+    Attributes:
+        path: Of the target.
+        problems: A sentence each, none if all is well.
+        bad_segments: The segments that are missing, damaged, or failed a check.
+        digest: xxh3_128 of the whole, in hexadecimal, over the ordered (start, stop,
+            digest) of its segments; None unless every segment is as it was recorded.
+        marked: The segments that were marked, so that running the job again repairs them.
+        sealed: Whether the job was sealed as valid.
+        notes: What could not be recorded, and why; no fault of the file.
+    """
+
+    path: Path
+    problems: tuple[str, ...] = ()
+    bad_segments: tuple[Segment, ...] = ()
+    digest: str | None = None
+    marked: tuple[Segment, ...] = ()
+    sealed: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with the file."""
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        if self.ok:
+            lines = [f"{self.path} is valid: digest {self.digest}."]
+        else:
+            lines = [f"{self.path} is not valid:"]
+            lines += [f"  - {problem}" for problem in self.problems[:_SHOWN]]
+            more = len(self.problems) - _SHOWN
+            lines += [f"  - and {more} more"] if more > 0 else []
+        if self.marked:
+            lines.append(f"{len(self.marked)} damaged segments are pending again: run the job.")
+        return "\n".join([*lines, *self.notes])
+
+    def __repr__(self) -> str:
+        state = "ok" if self.ok else f"{len(self.problems)} problems"
+        return f"<flowmap.ValidationReport {self.path}: {state}>"
+
+    def raise_if_bad(self) -> None:
+        """Raise what the report says.
+
+        Raises:
+            ValidationFailed: Something is wrong; its `report` is this one.
+        """
+        if not self.ok:
+            raise ValidationFailed(str(self), report=self)

@@ -1,0 +1,171 @@
+"""What several test modules share: fillers that child processes can import, and children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import flowmap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from flowmap.segments import Block
+    from flowmap.target import Target
+
+DTYPES = [
+    np.dtype("<f8"),
+    np.dtype(">i4"),
+    np.dtype("?"),
+    np.dtype("<c16"),
+    np.dtype("S5"),
+    np.dtype("<U3"),
+    np.dtype("<M8[ns]"),
+    np.dtype("V7"),
+    np.dtype([("a", "<i2"), ("b", ">f8", (2, 3)), ("c", "S3")]),
+    np.dtype([("a", "u1"), ("b", "<f8")], align=True),  # seven bytes of padding
+    np.dtype([(("A title", "a"), "<f4"), ("n", [("x", "<i8"), ("y", "u1", 2)])]),
+]
+"""Dtypes of every kind that a target may have."""
+
+ORDERS = [False, True]
+
+
+def oracle(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int = 1) -> NDArray[Any]:
+    """Return an array of random valid elements, its padding zero: what a target shall hold."""
+    rng = np.random.default_rng(seed)
+    return _random(rng, shape, dtype)
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    values = np.zeros(shape, dtype)
+    if values.dtype.names is not None:
+        for name in values.dtype.names:
+            field = values[name]
+            field[...] = _random(rng, field.shape, field.dtype)
+    elif values.dtype.kind in "SUb":
+        text = rng.integers(0, 2 if values.dtype.kind == "b" else 10_000, shape)
+        values[...] = text.astype(values.dtype)
+    else:
+        raw = rng.integers(0, 127, (*shape, values.dtype.itemsize), "u1")
+        values = raw.view(values.dtype).reshape(shape)
+    return values
+
+
+def data_bytes(path: str | os.PathLike[str], offset: int) -> bytes:
+    """Return what a file holds from a byte on."""
+    return Path(path).read_bytes()[offset:]
+
+
+def saved_bytes(array: NDArray[Any], folder: Path, *, fortran_order: bool = False) -> bytes:
+    """Return what `np.save` writes after the header."""
+    # Not np.asarray: a copy in another order leaves the padding as it finds it.
+    ordered = np.zeros(array.shape, array.dtype, order="F" if fortran_order else "C")
+    ordered[...] = array
+    saved = folder / "oracle.npy"
+    with saved.open("wb") as file:
+        np.save(file, ordered)
+    with saved.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        reader = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        reader(file)
+        return file.read()
+
+
+def flip(path: str | os.PathLike[str], offset: int, mask: int = 1) -> None:
+    """Flip bits of one byte of a file, as a fault of the disk would."""
+    with Path(path).open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
+
+
+def damage(target: Target, index: int, byte: int = 0) -> None:
+    """Flip a bit in one segment of a target."""
+    job = target.job
+    first = job.data_offset + target.segments[index].start * job.layout.row_bytes
+    flip(target.path, first + byte)
+
+
+def states(target: Target) -> list[str]:
+    """Return the state of each segment."""
+    return [str(state) for state in target.status()["state"]]
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    """Return every file of a target and its sidecar with its bytes."""
+    files = [path, *path.with_name(f"{path.name}.flowmap").rglob("*")]
+    return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def rows(block: Block) -> NDArray[np.float64]:
+    """Return what `ramp` puts into a block of a one-dimensional target."""
+    values: NDArray[np.float64] = np.sqrt(np.arange(block.start, block.stop, dtype=float))
+    return values
+
+
+@flowmap.filler
+def ramp(out: NDArray[Any], block: Block) -> None:
+    """Fill the square root of each row's number."""
+    out[...] = rows(block)
+
+
+@flowmap.filler(volatile=("log",))
+def logged(out: NDArray[Any], block: Block, *, log: str) -> None:
+    """Fill like `ramp`; append the first row of each block to a file."""
+    with Path(log).open("a") as file:
+        file.write(f"{block.start}\n")
+    out[...] = rows(block)
+
+
+def logged_rows(log: Path) -> list[int]:
+    """Return what `logged` has written."""
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def script(text: str, *arguments: object) -> list[str]:
+    """Return the command of a Python program given as text, with its arguments."""
+    return [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a child that imports what this process imports."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "error"}
+
+
+def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a child to its end, its output taken."""
+    return subprocess.run(
+        command,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a child whose output is read line by line."""
+    return subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )

@@ -1,0 +1,223 @@
+"""The lease of a job: one run at a time, and what becomes of it when a run dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import ramp, script, start
+
+import flowmap
+from flowmap import lease
+from flowmap.errors import JobBusyError
+from flowmap.lease import leased
+from flowmap.storage import publish_json, read_json
+from flowmap.target import Sidecar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from flowmap.segments import Block
+
+HOLD = """
+import sys, time
+import flowmap
+from flowmap.lease import leased
+with leased(flowmap.open_target(sys.argv[1]).job, "the first run"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> flowmap.Target:
+    """Return a job of four segments."""
+    return flowmap.allocate(tmp_path / "a.npy", 12, "f8", segments=4)
+
+
+def document(target: flowmap.Target, **changes: Any) -> dict[str, Any]:
+    """Return what another run's lease might say."""
+    return {
+        "format": 1,
+        "job": target.id,
+        "token": "another",
+        "name": "the first run",
+        "host": "elsewhere",
+        "machine": "another boot/1",
+        "pid": os.getpid(),
+        "process_started": 0,
+        "began": time.time(),
+        "refreshed": time.time(),
+    } | changes
+
+
+def test_a_second_run_is_refused(target: flowmap.Target) -> None:
+    """It is told the name, process and host of the first, and changes nothing."""
+    with leased(target.job, "the first run"):
+        with pytest.raises(JobBusyError, match="the first run") as caught:
+            flowmap.fill(target, ramp, executor="threads")
+        assert str(os.getpid()) in str(caught.value)
+        assert socket.gethostname() in str(caught.value)
+        assert not target.status()["attempt"].any()
+    assert not Sidecar.of(target.path).run.exists()
+    flowmap.fill(target, ramp, executor="threads")
+
+
+def test_single_segments_take_no_lease(target: flowmap.Target) -> None:
+    """Whoever orchestrates single segments need not ask the run that has the job."""
+    with leased(target.job, "the first run"):
+        assert flowmap.fill_segment(target.segments[0], ramp).state == "done"
+
+
+def test_the_lease_of_a_dead_process_is_void(target: flowmap.Target) -> None:
+    """`kill -9` frees the job at once."""
+    child = start(script(HOLD, target.path))
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(JobBusyError, match="the first run"):
+        flowmap.fill(target, ramp, executor="threads")
+    child.send_signal(signal.SIGKILL)
+    # Not waited for yet: a zombie, which is dead too.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    flowmap.fill(target, ramp, executor="threads")
+    child.communicate()
+    assert flowmap.validate(target).ok
+
+
+def test_a_process_with_the_same_number_is_another(target: flowmap.Target) -> None:
+    """A lease whose number another process has by now is void."""
+    run = Sidecar.of(target.path).run
+    publish_json(run, document(target, machine=lease._machine(), process_started=1))
+    flowmap.fill(target, ramp, executor="threads")
+
+
+def test_another_machine_is_believed_until_the_term(target: flowmap.Target) -> None:
+    """What cannot be looked at counts as alive for as long as the lease holds, not longer."""
+    run = Sidecar.of(target.path).run
+    publish_json(run, document(target, refreshed=time.time() - lease.TERM / 2))
+    with pytest.raises(JobBusyError, match="elsewhere"):
+        flowmap.fill(target, ramp, executor="threads")
+    publish_json(run, document(target, refreshed=time.time() - lease.TERM - 1))
+    flowmap.fill(target, ramp, executor="threads")
+
+
+def test_the_lease_of_another_allocation_is_void(target: flowmap.Target) -> None:
+    """A lease names its job; one that an overwrite left behind holds nothing."""
+    publish_json(Sidecar.of(target.path).run, document(target, job="f" * 32))
+    flowmap.fill(target, ramp, executor="threads")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"checksum": "0"}', b"\xff"])
+def test_a_damaged_lease_is_none(target: flowmap.Target, content: bytes) -> None:
+    """What nobody can have written does not keep a run from its job."""
+    Sidecar.of(target.path).run.write_bytes(content)
+    flowmap.fill(target, ramp, executor="threads")
+    assert flowmap.validate(target).ok
+
+
+def test_it_is_refreshed(target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a run goes on its lease is written anew, and nothing but the time changes."""
+    monkeypatch.setattr(lease, "REFRESH", 0.01)
+    refreshed = threading.Event()
+    real = publish_json
+
+    def publish(path: Path, content: dict[str, Any]) -> None:
+        real(path, content)
+        if content["refreshed"] > content["began"]:
+            refreshed.set()
+
+    monkeypatch.setattr(lease, "publish_json", publish)
+    run = Sidecar.of(target.path).run
+    with leased(target.job, "this run"):
+        before = read_json(run)
+        assert refreshed.wait(60)
+        after = read_json(run)
+    assert after.pop("refreshed") > before.pop("refreshed")
+    assert after == before
+
+
+def test_a_refresh_that_fails_costs_nothing(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that refuses for a while does not end the run."""
+    real = publish_json
+    failures = threading.Semaphore(0)
+
+    def refuse(*_: object) -> None:
+        failures.release()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lease, "REFRESH", 0.01)
+    with leased(target.job, "this run") as held:
+        monkeypatch.setattr(lease, "publish_json", refuse)
+        for _ in range(3):
+            assert failures.acquire(timeout=60)
+        monkeypatch.setattr(lease, "publish_json", real)
+        held.check()
+
+
+def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that showed no sign of life loses the job, and says so when it wakes."""
+    noticed = threading.Event()
+    run = Sidecar.of(target.path).run
+    taken = False
+
+    def slow(out: NDArray[Any], block: Block) -> None:
+        nonlocal taken
+        if not taken:
+            taken = True
+            stale = read_json(run) | {"machine": "elsewhere", "refreshed": time.time() - 61}
+            publish_json(run, stale)
+            with leased(target.job, "the second run"):
+                monkeypatch.setattr(lease, "REFRESH", 0.01)
+                assert noticed.wait(60)
+        ramp(out, block)
+
+    real = lease.Lease._is_ours
+
+    def looked(held: lease.Lease) -> bool:
+        ours = real(held)
+        if not ours:
+            noticed.set()
+        return ours
+
+    monkeypatch.setattr(lease.Lease, "_is_ours", looked)
+    monkeypatch.setattr(lease, "REFRESH", 0.5)
+    with pytest.raises(JobBusyError, match="the second run"):
+        flowmap.fill(target, slow, executor="threads", workers=1)
+    assert len(target.pending()) >= 2
+
+
+def test_ending_leaves_the_lease_of_another(target: flowmap.Target) -> None:
+    """A run that was overtaken does not remove the lease of the one that has the job."""
+    run = Sidecar.of(target.path).run
+    with leased(target.job, "this run") as held:
+        publish_json(run, document(target))
+    assert json.loads(run.read_text())["token"] == "another"
+    with pytest.raises(JobBusyError, match="the first run"):
+        held.check()
+
+
+def test_a_folder_that_cannot_be_written(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that cannot be written is an error of flowmap's, before anything is filled."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(lease, "publish_json", refuse)
+    with pytest.raises(PermissionError, match="lease") as caught:
+        flowmap.fill(target, ramp, executor="threads")
+    assert isinstance(caught.value, flowmap.FlowmapError)
+    assert not target.status()["attempt"].any()

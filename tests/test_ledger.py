@@ -1,0 +1,370 @@
+"""The ledger: slots and who owns them, torn writes, zombies, and claims that race."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import flip, ramp, states
+
+import flowmap
+from flowmap.errors import ClaimLostError
+from flowmap.ledger import Claim, Ledger, create_ledger
+from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
+from flowmap.storage import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from flowmap.segments import Block
+
+JOB = "0" * 32
+START, STOP = 0, 100
+
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=126))
+marks = st.binary(min_size=16, max_size=16).filter(any).map(bytes.hex) | st.just("")
+numbers = st.integers(0, 2**63 - 1)
+records = st.builds(
+    SegmentRecord,
+    index=st.integers(0, 2),
+    start=numbers,
+    stop=numbers,
+    state=st.sampled_from(["pending", "running", "written", "failed", "damaged", "done"]),
+    rows_done=numbers,
+    rows_durable=numbers,
+    attempt=st.integers(1, 2**32 - 1),
+    sequence=st.integers(0, 2**32 - 1),
+    work=marks,
+    token=marks,
+    digest=marks,
+    digest_durable=marks,
+    started=st.floats(allow_nan=False),
+    finished=st.floats(allow_nan=False),
+    host=texts.map(lambda text: text[:32]),
+    pid=st.integers(0, 2**32 - 1),
+    reason=texts.map(lambda text: text[:40]),
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    """Return an open ledger of three segments."""
+    create_ledger(tmp_path / "ledger.npy", 3)
+    with Ledger(tmp_path / "ledger.npy", JOB, 3, write=True) as opened:
+        yield opened
+
+
+def put(ledger: Ledger, record: SegmentRecord) -> None:
+    """Write one record into its slot."""
+    ledger.write(record, ledger.page(record.index))
+
+
+def now(ledger: Ledger, index: int = 0) -> SegmentRecord:
+    """Read the record that counts."""
+    return ledger.read(index, START, STOP)
+
+
+def claim(ledger: Ledger, record: SegmentRecord | None = None, **changes: Any) -> Claim:
+    """Claim segment 0 as an attempt does."""
+    return Claim(ledger, record or now(ledger), "11" * 16, state="running", **changes)
+
+
+def slot_of(attempt: int, sequence: int) -> int:
+    """Return the slot that the contract gives to a record."""
+    return 2 * (attempt % 8) + sequence % 2
+
+
+@given(records)
+def test_a_record_survives_its_slot(record: SegmentRecord) -> None:
+    """Packing and unpacking gives the same record, with a checksum that matches."""
+    packed = record.pack(JOB)
+    assert len(packed) == SLOT.itemsize == 256
+    assert checksum_matches(packed)
+    assert SegmentRecord.unpack(packed) == record
+
+
+def test_long_or_foreign_texts_are_cut() -> None:
+    """A host or reason that does not fit costs its end, not the record."""
+    record = SegmentRecord(0, 0, 1, host="ü" * 99, reason="x" * 99)
+    found = SegmentRecord.unpack(record.pack(JOB))
+    assert (found.host, found.reason) == ("?" * 32, "x" * 40)
+
+
+@settings(max_examples=300)
+@given(records, st.integers(0, 256 * 8 - 1))
+def test_any_flipped_bit_is_caught(record: SegmentRecord, bit: int) -> None:
+    """No single bit of a slot can change without its checksum telling."""
+    packed = bytearray(record.pack(JOB))
+    packed[bit // 8] ^= 1 << bit % 8
+    assert not checksum_matches(bytes(packed))
+
+
+def test_each_attempt_owns_two_slots(ledger: Ledger) -> None:
+    """Attempts and their records go where the contract says, and alternate."""
+    for attempt in range(1, 20):
+        for sequence in range(3):
+            before = ledger.page(1)
+            record = SegmentRecord(1, START, STOP, "running", 0, 0, attempt, sequence)
+            put(ledger, record)
+            changed = np.frombuffer(before, SLOT) != np.frombuffer(ledger.page(1), SLOT)
+            assert np.nonzero(changed)[0].tolist() == [slot_of(attempt, sequence)]
+            assert now(ledger, 1) == record
+    assert now(ledger, 0) == SegmentRecord(0, START, STOP)
+    assert now(ledger, 2) == SegmentRecord(2, START, STOP)
+
+
+def test_a_page_a_segment(ledger: Ledger) -> None:
+    """Every segment's records lie in one page of the file, which no other shares."""
+    for index in range(3):
+        put(ledger, SegmentRecord(index, START, STOP, "running", attempt=1))
+    content = np.frombuffer(ledger.path.read_bytes(), np.uint8)
+    used = np.unique(np.nonzero(content[PAGE:])[0] // PAGE)
+    assert used.tolist() == [0, 1, 2]
+    assert content.size % PAGE == 0
+
+
+def test_numpy_opens_it(ledger: Ledger) -> None:
+    """`np.load` reads the ledger with no flowmap."""
+    put(ledger, SegmentRecord(2, START, STOP, "done", 100, 100, 3, 7, host="here"))
+    table = np.load(ledger.path)
+    assert table.shape == (3, SLOTS)
+    slot = table[2, slot_of(3, 7)]
+    assert (slot["state"], slot["rows_done"], slot["host"]) == (b"done", 100, b"here")
+
+
+def test_a_torn_write_leaves_the_one_before(ledger: Ledger) -> None:
+    """Where the newest slot is damaged, in any byte, the record before it counts."""
+    mine = claim(ledger)
+    good = mine.note(rows_done=10, digest="22" * 16)
+    newest = mine.note(rows_done=20, digest="33" * 16)
+    offset = PAGE + slot_of(newest.attempt, newest.sequence) * 256
+    for byte in range(256):
+        flip(ledger.path, offset + byte)
+        assert now(ledger) == good
+        flip(ledger.path, offset + byte)
+    assert now(ledger) == newest
+
+
+def test_many_torn_slots(ledger: Ledger) -> None:
+    """Damage is skipped, slot by slot, down to nothing."""
+    kept = []
+    for attempt in range(1, 5):
+        kept.append(SegmentRecord(0, START, STOP, "running", attempt, 0, attempt, 0))
+        put(ledger, kept[-1])
+    while kept:
+        assert now(ledger) == kept[-1]
+        flip(ledger.path, PAGE + slot_of(kept.pop().attempt, 0) * 256 + 80)
+    assert now(ledger) == SegmentRecord(0, START, STOP)
+
+
+def test_slots_of_another_job_are_ignored(ledger: Ledger) -> None:
+    """However new, a record of another allocation or another segment does not count."""
+    mine = claim(ledger).record
+    foreign = SegmentRecord(0, START, STOP, "done", 100, 100, 6)
+    with Ledger(ledger.path, "f" * 32, 3, write=True) as other:
+        put(other, foreign)
+    assert now(ledger) == mine
+    packed = dataclasses.replace(foreign, index=2, attempt=7).pack(JOB)
+    with ledger.path.open("r+b") as file:
+        file.seek(PAGE + slot_of(7, 0) * 256)
+        file.write(packed)
+    assert now(ledger) == mine
+
+
+@settings(max_examples=50)
+@given(st.lists(records, max_size=30), st.lists(st.integers(0, 3 * PAGE - 1), max_size=5))
+def test_one_and_all_agree(
+    tmp_path_factory: pytest.TempPathFactory, written: list[SegmentRecord], torn: list[int]
+) -> None:
+    """Reading all segments at once finds what reading each one finds, damage or not."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.npy"
+    create_ledger(path, 3)
+    with Ledger(path, JOB, 3, write=True) as ledger:
+        for record in written:
+            put(ledger, record)
+        for byte in torn:
+            flip(path, PAGE + byte)
+        table = ledger.read_all(np.full((3, 2), (START, STOP)))
+        for index in range(3):
+            found = SegmentRecord.unpack(table[index].tobytes())
+            assert found == now(ledger, index)
+
+
+def test_a_zombie_stops_before_its_next_record(ledger: Ledger) -> None:
+    """The attempt that was overtaken records nothing more, and its retry keeps all."""
+    zombie = claim(ledger)
+    retry = claim(ledger)
+    kept = retry.note(rows_done=7)
+    with pytest.raises(ClaimLostError, match="attempt 1 found that attempt 2"):
+        zombie.check()
+    with pytest.raises(ClaimLostError):
+        zombie.note(state="done", rows_done=STOP)
+    assert now(ledger) == kept
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 10])
+def test_a_zombie_cannot_overwrite_its_retry(ledger: Ledger, writes: int) -> None:
+    """Even one that never looks again writes into slots that its retries do not own."""
+    zombie = claim(ledger)
+    page = ledger.page(0)
+    for _ in range(7):  # the eighth attempt after it is the first to share its slots
+        retry = claim(ledger)
+        done = retry.note(state="done", rows_done=STOP)
+        for sequence in range(1, writes + 1):
+            late = dataclasses.replace(zombie.record, sequence=sequence, state="done")
+            ledger.write(late, page)
+        assert now(ledger) == done
+
+
+@pytest.mark.parametrize("records_before", [0, 1, 2, 3])
+def test_the_later_of_two_equal_claims(ledger: Ledger, records_before: int) -> None:
+    """Who claims on old knowledge, after the other made records, is the one that stops."""
+    seen = now(ledger)
+    first = claim(ledger, seen)
+    for count in range(records_before):
+        first.note(rows_done=count)
+    with pytest.raises(ClaimLostError):
+        claim(ledger, seen)
+    first.check()
+    assert now(ledger) == first.record
+
+
+class Interleaved(Ledger):
+    """A ledger in which something happens between a claim's look and its write."""
+
+    between: Any = None
+
+    def write(self, record: SegmentRecord, page: bytes) -> bytes:
+        """Let the other one go first."""
+        happen, self.between = self.between, None
+        if happen is not None:
+            happen()
+        return super().write(record, page)
+
+
+@pytest.mark.parametrize("records_before", [0, 1, 2, 3, 4])
+def test_equal_claims_at_the_same_moment(ledger: Ledger, records_before: int) -> None:
+    """Of two that claim at once, whichever comes second to the disk, one stops, not both."""
+    won: list[Claim] = []
+
+    def other() -> None:
+        won.append(claim(ledger))
+        for count in range(records_before):
+            won[0].note(rows_done=count)
+
+    alive = []
+    with Interleaved(ledger.path, JOB, 3, write=True) as slow:
+        slow.between = other
+        try:
+            alive.append(claim(slow))
+        except ClaimLostError:
+            assert records_before
+        survivors = []
+        for one in (*alive, *won):
+            try:
+                one.note(rows_done=50)
+                one.check()
+            except ClaimLostError:
+                continue
+            survivors.append(one)
+        assert len(survivors) == 1
+        survivors[0].check()
+        assert now(ledger).token == survivors[0].record.token
+
+
+def test_a_claim_is_not_made_on_what_is_done_meanwhile(ledger: Ledger) -> None:
+    """A segment that was finished since it was looked at is left alone."""
+    attempt = claim(ledger)
+    seen = now(ledger)
+    done = attempt.note(state="done", rows_done=STOP)
+    with pytest.raises(ClaimLostError):
+        claim(ledger, seen)
+    assert now(ledger) == done
+
+
+def test_progress_meanwhile_does_not_stop_a_claim(ledger: Ledger) -> None:
+    """A retry overtakes an attempt that is still making progress."""
+    attempt = claim(ledger)
+    seen = now(ledger)
+    attempt.note(rows_done=10)
+    claim(ledger, seen).check()
+    with pytest.raises(ClaimLostError):
+        attempt.check()
+
+
+def overtaken_at(moment: str, target: flowmap.Target) -> Any:
+    """Return what overtakes the attempt at the only segment, once, when it is called."""
+    done = False
+
+    def overtake(*_: object) -> None:
+        nonlocal done
+        if not done:
+            done = True
+            with target.job.ledger(write=True) as ledger:
+                record = ledger.read(0, 0, 10)
+                Claim(ledger, record, record.work, state="running")
+
+    return overtake
+
+
+@pytest.mark.parametrize("moment", ["filler", "sync target", "sync ledger"])
+def test_a_lost_claim_is_noticed_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Before the write, before the last record and after the last sync."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1, block_rows=10)
+    overtake = overtaken_at(moment, target)
+    written: list[int] = []
+
+    def fill(out: NDArray[Any], block: Block) -> None:
+        if moment == "filler":
+            overtake()
+        ramp(out, block)
+
+    if moment == "filler":
+        monkeypatch.setattr("flowmap.attempt.write_all", lambda *_: written.append(1))
+    if moment == "sync target":
+        monkeypatch.setattr("flowmap.attempt.sync_data", overtake)
+    if moment == "sync ledger":
+        monkeypatch.setattr("flowmap.ledger.sync_data", overtake)
+    with pytest.raises(ClaimLostError):
+        flowmap.fill_segment(target.segments[0], fill)
+    assert not written
+    assert states(target) == ["running"]
+    assert target.status()["attempt"].tolist() == [2]
+
+
+def test_racing_attempts_end_with_one_record(tmp_path: Path) -> None:
+    """Threads that fill one segment at once: some stop, none harms, the bytes are right."""
+    target = flowmap.allocate(tmp_path / "a.npy", 100, "f8", segments=1, block_rows=3)
+    outcomes: list[str] = []
+    barrier = threading.Barrier(4)
+
+    def attempt() -> None:
+        barrier.wait()
+        try:
+            outcomes.append(flowmap.fill_segment(target.segments[0], ramp).state)
+        except ClaimLostError:
+            outcomes.append("lost")
+
+    for _ in range(10):
+        outcomes.clear()
+        flowmap.reset(target, 0)
+        threads = [threading.Thread(target=attempt) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(outcomes) == 4
+        assert set(outcomes) <= {"done", "lost"}
+        flowmap.fill_segment(target.segments[0], ramp)
+        assert flowmap.validate(target).ok
+        np.testing.assert_array_equal(target.asarray(), np.sqrt(np.arange(100)))

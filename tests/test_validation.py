@@ -1,0 +1,600 @@
+"""Validation: every kind of damage is named, only damage is marked, and a seal is the truth."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import stat
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import xxhash
+from support import (
+    DTYPES,
+    ORDERS,
+    damage,
+    flip,
+    oracle,
+    ramp,
+    run,
+    script,
+    snapshot,
+    states,
+)
+
+import flowmap
+from flowmap.errors import (
+    ClaimLostError,
+    DamagedJobError,
+    ForeignFileError,
+    InvalidArgumentError,
+    NotFoundError,
+    OtherJobError,
+    StorageError,
+    ValidationFailed,
+    WrongTypeError,
+)
+from flowmap.storage import read_json, sync_data
+from flowmap.target import Sidecar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from flowmap.segments import Block
+    from flowmap.target import Target
+
+
+@flowmap.filler
+def constant(out: NDArray[Any], block: Block, *, value: float) -> None:
+    """Fill one value."""
+    out[...] = value
+
+
+def allocate(folder: Path, **how: Any) -> Target:
+    """Allocate a job of five segments and twenty rows."""
+    return flowmap.allocate(folder / "a.npy", 20, "f8", segments=5, block_rows=3, **how)
+
+
+def fill_all(target: Target, **changes: Any) -> None:
+    """Fill what is pending, in this thread."""
+    for segment in target.pending():
+        flowmap.fill_segment(segment, ramp)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    """Return a job of five segments, all done."""
+    target = allocate(tmp_path)
+    fill_all(target)
+    return target
+
+
+def sealed(target: Target) -> bool:
+    """Say whether there is a seal."""
+    return Sidecar.of(target.path).seal.exists()
+
+
+@pytest.mark.parametrize("fortran_order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_digest_is_as_defined(
+    tmp_path: Path, dtype: np.dtype[Any], fortran_order: bool
+) -> None:
+    """xxh3_128 over the ordered (start, stop, digest) of the segments, each of its bytes."""
+    array = oracle((4, 3, 7) if fortran_order else (7, 3, 4), dtype)
+    target = flowmap.allocate(
+        tmp_path / "a.npy", array.shape, dtype, fortran_order=fortran_order, segments=[4, 1, 2]
+    )
+    content = np.asarray(array, order="F" if fortran_order else "C")
+    axis_last = np.zeros(content.shape, dtype, order="F" if fortran_order else "C")
+    axis_last[...] = content
+    for segment in target.segments:
+        rows = slice(segment.start, segment.stop)
+        flowmap.write_segment(segment, array[..., rows] if fortran_order else array[rows])
+    report = flowmap.validate(target)
+    assert report.ok
+    raw = axis_last.tobytes("A")
+    row_bytes = len(raw) // 7
+    whole = xxhash.xxh3_128()
+    for start, stop in ((0, 4), (4, 5), (5, 7)):
+        part = xxhash.xxh3_128_digest(raw[start * row_bytes : stop * row_bytes])
+        whole.update(struct.pack("<qq", start, stop) + part)
+    assert report.digest == whole.hexdigest()
+
+
+def test_success_seals(target: Target) -> None:
+    """A good report is true, short, and sealed with its digest."""
+    report = flowmap.validate(target.path)
+    assert report
+    assert report.sealed
+    assert (report.problems, report.bad_segments, report.marked, report.notes) == ((),) * 4
+    seal = read_json(Sidecar.of(target.path).seal)
+    assert (seal["digest"], seal["job"]) == (report.digest, target.id)
+    assert str(report) == f"{target.path} is valid: digest {report.digest}."
+    assert repr(report) == f"<flowmap.ValidationReport {target.path}: ok>"
+    report.raise_if_bad()
+    assert flowmap.validate(target) == report
+
+
+def test_nothing_is_valid_too(tmp_path: Path) -> None:
+    """A target with no rows has no segments, and is whole."""
+    target = flowmap.allocate(tmp_path / "a.npy", (0, 3), "f8")
+    report = flowmap.validate(target)
+    assert report.sealed
+    assert report.digest == xxhash.xxh3_128_hexdigest(b"")
+
+
+@pytest.mark.parametrize("byte", [0, 13, 31])
+def test_a_flipped_bit_costs_its_segment(target: Target, byte: int) -> None:
+    """Each damaged segment is named and marked, no other; running again repairs just it."""
+    before = target.path.read_bytes()
+    good = flowmap.validate(target)
+    for index in range(5):
+        attempts = target.status()["attempt"]
+        damage(target, index, byte)
+        report = flowmap.validate(target)
+        assert not report
+        assert report.bad_segments == report.marked == (target.segments[index],)
+        assert report.digest is None
+        assert len(report.problems) == 1
+        assert target.segments[index].name in str(report)
+        assert "run the job" in str(report)
+        assert not sealed(target)
+        assert target.pending() == [target.segments[index]]
+        assert states(target)[index] == "damaged"
+        fill_all(target)
+        assert target.path.read_bytes() == before
+        again = target.status()["attempt"] - attempts
+        assert np.nonzero(again)[0].tolist() == [index]
+        assert flowmap.validate(target) == good
+
+
+def test_several_damaged_segments(target: Target) -> None:
+    """All are named at once, in order."""
+    for index in (3, 1):
+        damage(target, index)
+    report = flowmap.validate(target)
+    assert report.bad_segments == (target.segments[1], target.segments[3])
+    assert report.marked == report.bad_segments
+    fill_all(target)
+    assert flowmap.validate(target).sealed
+
+
+def _longer(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0" * 4096)
+
+
+def _shorter(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 8)
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _other_header(path: Path) -> None:
+    flip(path, 4000)
+
+
+def _magic(path: Path) -> None:
+    flip(path, 0)
+
+
+@pytest.mark.parametrize(
+    "harm", [_longer, _shorter, _empty, _other_header, _magic], ids=lambda f: f.__name__
+)
+def test_a_wrong_size_or_header_marks_nothing(target: Target, harm: Any) -> None:
+    """The report is bad, the records stay: the data may be well."""
+    harm(target.path)
+    before = snapshot(target.path)
+    report = flowmap.validate(target)
+    assert not report.ok
+    assert report.marked == ()
+    assert not report.sealed
+    assert snapshot(target.path) == before
+    with pytest.raises(ValidationFailed, match="nothing was marked"):
+        report.raise_if_bad()
+
+
+def test_missing_segments_are_named(tmp_path: Path) -> None:
+    """Pending, half filled and failed segments are problems, each with its state."""
+    target = allocate(tmp_path)
+    for index in (0, 3):
+        flowmap.fill_segment(target.segments[index], ramp)
+
+    def fail(out: NDArray[Any], block: Block) -> None:
+        raise RuntimeError("no such luck")
+
+    with pytest.raises(flowmap.FlowmapError):
+        flowmap.fill_segment(target.segments[2], fail)
+    before = snapshot(target.path)
+    report = flowmap.validate(target)
+    assert report.bad_segments == tuple(target.segments[index] for index in (1, 2, 4))
+    assert "failed (RuntimeError: no such luck)" in report.problems[1]
+    assert report.marked == ()
+    assert snapshot(target.path) == before
+
+
+def test_a_mixture_of_works_is_refused(tmp_path: Path) -> None:
+    """Rows of two works are no one result, unless the user says so; nothing is marked."""
+    target = allocate(tmp_path)
+    for segment in target.segments:
+        flowmap.fill_segment(segment, constant, {"value": segment.index % 2})
+    before = snapshot(target.path)
+    report = flowmap.validate(target)
+    assert not report.ok
+    assert "2 different works" in str(report)
+    assert (report.bad_segments, report.marked) == ((), ())
+    assert snapshot(target.path) == before
+    assert flowmap.validate(target, mixed=True).sealed
+
+
+def test_a_failed_check_only_reports(target: Target) -> None:
+    """A check that is false, raises, or gives no truth value names its segment, no more."""
+
+    def of_row_9(verdict: Any) -> Any:
+        def check(values: NDArray[Any], block: Block) -> Any:
+            assert values.shape == (len(block),)
+            np.testing.assert_array_equal(values, np.sqrt(np.arange(block.start, block.stop)))
+            assert not values.flags.writeable
+            return verdict(values) if block.start <= 9 < block.stop else None
+
+        return check
+
+    def explode(values: NDArray[Any]) -> None:
+        raise ZeroDivisionError("of a sort")
+
+    before = snapshot(target.path)
+    for verdict, words in [
+        (lambda _: False, "fails the check in rows 8 to 11"),
+        (lambda _: np.False_, "fails the check"),
+        (lambda _: 0, "fails the check"),
+        (explode, "ZeroDivisionError: of a sort"),
+        (lambda values: values > 0, "ambiguous"),
+    ]:
+        report = flowmap.validate(target, check=of_row_9(verdict))
+        assert report.bad_segments == (target.segments[2],)
+        assert words in str(report)
+        assert (report.marked, report.sealed) == ((), False)
+        assert report.digest is not None
+        assert snapshot(target.path) == before
+    for verdict in (lambda _: None, lambda _: True, lambda _: np.True_):
+        assert flowmap.validate(target, check=of_row_9(verdict)).ok
+    with pytest.raises(WrongTypeError, match="check"):
+        flowmap.validate(target, check=3)  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad"),
+    [
+        ("f4", np.nan),
+        ("c8", complex(0, np.inf)),
+        ("M8[s]", np.datetime64("NaT")),
+        ([("a", "i4"), ("b", [("c", "f8", 2)])], (1, (np.inf,))),
+        ("i8", None),
+        ("S3", None),
+    ],
+)
+def test_finite(tmp_path: Path, dtype: Any, bad: Any) -> None:
+    """NaN and infinity, in any field, are a problem only where asked for, and mark nothing."""
+    target = flowmap.allocate(tmp_path / "a.npy", 6, dtype, segments=3)
+    array = np.zeros(6, dtype)
+    if bad is not None:
+        array[2] = bad
+    for segment in target.segments:
+        flowmap.write_segment(segment, array[segment.start : segment.stop])
+    assert flowmap.validate(target, mark=False).ok
+    report = flowmap.validate(target, finite=True)
+    assert report.bad_segments == (() if bad is None else (target.segments[1],))
+    assert report.marked == ()
+    assert states(target) == ["done"] * 3
+
+
+def test_mark_false_changes_nothing(tmp_path: Path) -> None:
+    """Looking is possible without recording: no mark, no seal, no sync made done."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    before = snapshot(target.path)
+    assert flowmap.validate(target, mark=False).ok
+    assert snapshot(target.path) == before
+    damage(target, 1)
+    before = snapshot(target.path)
+    report = flowmap.validate(target, mark=False)
+    assert report.bad_segments == (target.segments[1],)
+    assert (report.marked, report.sealed) == ((), False)
+    assert snapshot(target.path) == before
+
+
+AS_NOBODY = """
+import os, sys
+import flowmap, flowmap.validation
+os.chdir("/")
+os.setgid(65534)
+os.setuid(65534)
+report = flowmap.validate(sys.argv[1])
+print(report.ok, len(report.marked), report.sealed, len(report.problems), len(report.notes))
+print(report)
+"""
+
+
+@pytest.mark.system(packages="sudo", root=True)
+@pytest.mark.parametrize("harmed", [False, True])
+def test_a_folder_that_may_only_be_read(
+    target: Target, tmp_path_factory: pytest.TempPathFactory, harmed: bool
+) -> None:
+    """The report is whole, and says that nothing was marked or sealed."""
+    if harmed:
+        damage(target, 2)
+    base = tmp_path_factory.getbasetemp().parent  # which pytest closes to others
+    for folder in target.path.parents:
+        if folder.is_relative_to(base):
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    before = snapshot(target.path)
+    child = run(script(AS_NOBODY, target.path))
+    assert child.returncode == 0, child.stderr
+    first, rest = child.stdout.split("\n", 1)
+    assert first == ("False 0 False 1 1" if harmed else "True 0 False 0 1")
+    assert "Nothing was marked or sealed" in rest
+    assert snapshot(target.path) == before
+
+
+def test_durability_end_becomes_done(tmp_path: Path) -> None:
+    """Written segments are synced and made done; a damaged one is not."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    assert states(target) == ["written"] * 5
+    damage(target, 4)
+    assert flowmap.validate(target).marked == (target.segments[4],)
+    assert states(target) == ["done"] * 4 + ["damaged"]
+    fill_all(target)
+    report = flowmap.validate(target)
+    assert report.sealed
+    assert not target.pending()
+
+
+def test_durability_end_syncs_before_it_says_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is synced while no record says done, and before its bytes are read."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    seen: list[list[str]] = []
+
+    def sync(descriptor: int) -> None:
+        seen.append(states(target))
+        sync_data(descriptor)
+
+    monkeypatch.setattr("flowmap.validation.sync_data", sync)
+    assert flowmap.validate(target).ok
+    assert seen == [["written"] * 5]
+
+
+def test_a_failed_sync_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a sync that failed nothing is done until it was written again."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.validation.sync_data", fail)
+        with pytest.raises(StorageError, match="sync"):
+            flowmap.validate(target)
+    assert states(target) == ["failed"] * 5
+    assert not flowmap.validate(target).ok
+    written: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.attempt.start_writeback", lambda _, at, n: written.append(n))
+        fill_all(target)
+    assert sum(written) == 20 * 8
+    assert flowmap.validate(target).sealed
+
+
+def test_a_segment_that_cannot_be_read_is_damaged(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector costs its segment; the others are looked at all the same."""
+    real = os.preadv
+
+    def failing(descriptor: int, buffers: Any, offset: int) -> int:
+        if offset == target.job.data_offset + target.segments[2].start * 8:
+            raise OSError(5, "Input/output error")
+        return real(descriptor, buffers, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.preadv", failing)
+        report = flowmap.validate(target)
+    assert report.bad_segments == report.marked == (target.segments[2],)
+    assert "Input/output error" in str(report)
+    fill_all(target)
+    assert flowmap.validate(target).sealed
+
+
+def test_a_claim_meanwhile_keeps_the_job_unsealed(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment that is reset while the seal is made lifts it."""
+    real = flowmap.validation._Validation._seal
+
+    def reset_first(*arguments: Any) -> bool:
+        flowmap.reset(target, 1)
+        return real(*arguments)
+
+    monkeypatch.setattr("flowmap.validation._Validation._seal", reset_first)
+    report = flowmap.validate(target)
+    assert not report.sealed
+    assert "claimed meanwhile" in str(report)
+    assert not sealed(target)
+
+
+def test_a_damaged_segment_that_is_refilled_meanwhile_is_left_alone(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changed since it was read belongs to whoever is filling it."""
+    damage(target, 2)
+    real = flowmap.validation._Validation._record
+
+    def refill_first(*arguments: Any) -> Any:
+        flowmap.reset(target, 2)
+        flowmap.fill_segment(target.segments[2], ramp)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.validation._Validation._record", refill_first)
+        assert flowmap.validate(target).marked == ()
+    assert states(target) == ["done"] * 5
+    assert flowmap.validate(target).sealed
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "link", "header"])
+def test_a_damaged_ledger_is_reported(target: Target, harm: str) -> None:
+    """Without its records no segment is known to be done: the report says so."""
+    ledger = Sidecar.of(target.path).ledger
+    if harm == "cut":
+        os.truncate(ledger, 4096)
+    elif harm == "header":
+        flip(ledger, 100)
+    else:
+        kept = ledger.rename(ledger.with_name("kept"))
+        if harm == "link":
+            ledger.symlink_to(kept)
+    report = flowmap.validate(target)
+    assert not report.ok
+    assert "ledger" in str(report)
+    assert report.digest is None
+    assert not report.sealed
+
+
+def test_what_cannot_be_looked_at_raises(tmp_path: Path, target: Target) -> None:
+    """No file, no job, a link or a pipe in the file's place: errors, not reports."""
+    with pytest.raises(NotFoundError):
+        flowmap.validate(tmp_path / "none.npy")
+    np.save(tmp_path / "foreign.npy", np.zeros(3))
+    with pytest.raises(ForeignFileError):
+        flowmap.validate(tmp_path / "foreign.npy")
+    with pytest.raises(WrongTypeError):
+        flowmap.validate(3)  # type: ignore[arg-type]  # what is tested
+    moved = target.path.rename(tmp_path / "moved")
+    for kind in ("link", "pipe"):
+        if kind == "link":
+            target.path.symlink_to(moved)
+        else:
+            os.mkfifo(target.path)
+        with pytest.raises(StorageError):
+            flowmap.validate(target)
+        target.path.unlink()
+    moved.rename(target.path)
+    Sidecar.of(target.path).job.write_text("{}")
+    with pytest.raises(DamagedJobError):
+        flowmap.validate(target)
+
+
+def test_a_job_that_moved_is_still_valid(tmp_path: Path, target: Target) -> None:
+    """Target and records may be moved together."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.move(target.path, folder)
+    shutil.move(Sidecar.of(target.path).folder, folder)
+    assert flowmap.validate(folder / "a.npy").sealed
+
+
+def test_the_failure_survives_pickling(target: Target) -> None:
+    """Prefect and worker processes send it: report and message come through."""
+    damage(target, 0)
+    report = flowmap.validate(target)
+    with pytest.raises(ValidationFailed) as caught:
+        report.raise_if_bad()
+    assert caught.value.report is report
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value) == str(report)
+    assert copy.report == report
+    assert isinstance(copy, ValueError)
+
+
+def test_a_long_report_is_cut(tmp_path: Path) -> None:
+    """Ten problems are told, the others counted; the representation is one line."""
+    target = flowmap.allocate(tmp_path / "a.npy", 30, "f8", segments=30)
+    report = flowmap.validate(target)
+    assert len(report.problems) == 30
+    assert len(str(report).splitlines()) == 12
+    assert "and 20 more" in str(report)
+    assert repr(report) == f"<flowmap.ValidationReport {target.path}: 30 problems>"
+
+
+@pytest.mark.parametrize("which", ["index", "numpy", "segment", "mixed", "range", "array"])
+def test_reset(target: Target, which: str) -> None:
+    """Segments are pending again, the seal is gone, and the next run computes them anew."""
+    assert flowmap.validate(target).sealed
+    chosen: Any = {
+        "index": 2,
+        "numpy": np.int64(2),
+        "segment": target.segments[2],
+        "mixed": [target.segments[2], 2, np.int32(2)],
+        "range": range(2, 3),
+        "array": np.array([2]),
+    }[which]
+    flowmap.reset(target, chosen)
+    assert states(target) == ["done", "done", "pending", "done", "done"]
+    assert not sealed(target)
+    assert target.pending() == [target.segments[2]]
+    flowmap.fill_segment(target.segments[2], constant, {"value": 1})
+    assert target.asarray()[8:12].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "error"),
+    [
+        ([0, 5], InvalidArgumentError),
+        ([0, -1], InvalidArgumentError),
+        ([0, "1"], WrongTypeError),
+        ([0, 1.0], WrongTypeError),
+        (True, WrongTypeError),
+        (None, WrongTypeError),
+        (1.5, WrongTypeError),
+        ("01", WrongTypeError),
+    ],
+)
+def test_reset_refuses_nonsense(target: Target, nonsense: Any, error: type[Exception]) -> None:
+    """One wrong segment among good ones, and nothing is reset."""
+    flowmap.validate(target)
+    before = snapshot(target.path)
+    with pytest.raises(error, match="segments"):
+        flowmap.reset(target, nonsense)
+    assert snapshot(target.path) == before
+
+
+def test_reset_refuses_segments_of_others(target: Target) -> None:
+    """A segment of an earlier allocation is not one of this job's."""
+    new = flowmap.allocate(target.path, 20, "f8", segments=5, exist="overwrite")
+    with pytest.raises((InvalidArgumentError, OtherJobError), match="segment 0001"):
+        flowmap.reset(new, target.segments[1])
+    assert not new.status()["attempt"].any()
+
+
+def test_reset_of_nothing_changes_nothing(target: Target) -> None:
+    """An empty list does not lift the seal."""
+    flowmap.validate(target)
+    flowmap.reset(target, [])
+    assert sealed(target)
+
+
+def test_a_running_attempt_notices_a_reset(tmp_path: Path) -> None:
+    """It stops before it writes, and what it had is not kept."""
+    target = allocate(tmp_path)
+
+    def reset_meanwhile(out: NDArray[Any], block: Block) -> None:
+        flowmap.reset(target, 0)
+        out[...] = 1
+
+    with pytest.raises(ClaimLostError):
+        flowmap.fill_segment(target.segments[0], reset_meanwhile)
+    assert states(target)[0] == "pending"
+    assert not target.asarray().any()
