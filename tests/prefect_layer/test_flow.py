@@ -20,7 +20,7 @@ from flowmap.lease import leased
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.prefect_layer.conftest import Server
+    from prefect_layer.conftest import Server
 
 
 @flowmap.filler

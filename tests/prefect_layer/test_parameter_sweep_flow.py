@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from tests.prefect_layer.conftest import Server
+    from prefect_layer.conftest import Server
 
 SCRIPT = Path(__file__).resolve().parents[2] / "flows" / "parameter_sweep.py"
 

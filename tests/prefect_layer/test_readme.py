@@ -14,8 +14,7 @@ from markdown_it import MarkdownIt
 
 if TYPE_CHECKING:
     import pytest
-
-    from tests.prefect_layer.conftest import Server
+    from prefect_layer.conftest import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 

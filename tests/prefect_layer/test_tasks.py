@@ -14,12 +14,12 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 import flowmap
 from flowmap.errors import FillerError, ValidationFailed, WrongTypeError
-from flowmap.workers import available_cpus
+from flowmap.storage import available_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.prefect_layer.conftest import Server
+    from prefect_layer.conftest import Server
 
 # As Any: Prefect's annotation of `flow` takes no task runner but its base class.
 MANY_THREADS: Any = ThreadPoolTaskRunner(max_workers=16)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.sync_api import Page
-
-    from tests.prefect_layer.conftest import Server
+    from prefect_layer.conftest import Server
 
 # Root needs --no-sandbox; the others keep the browser from calling home.
 FLAGS = [
