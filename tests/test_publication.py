@@ -204,6 +204,24 @@ class TestCutShort:
                     assert (left.name, left.stat().st_size) == ("header.lock", 0)
         assert 15 < nth < 200
 
+    @pytest.mark.parametrize("hard_links", [True, False])
+    def test_interrupted_once_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+    ) -> None:
+        """Ctrl-C just after the target got its name leaves it whole, with its records."""
+        link, rename = storage.link, os.rename
+
+        def named(private: Path, path: Path) -> None:
+            link(private, path) if hard_links else rename(private, path)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(flowmap.publication, "link", named)
+        with pytest.raises(KeyboardInterrupt):
+            allocate(tmp_path / "a.npy")
+        target = flowmap.open_target(tmp_path / "a.npy")
+        assert len(target.pending()) == 4
+        assert names(tmp_path / "a.npy.flowmap") == TIDY
+
     def test_old_ledger_never_vouches(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
