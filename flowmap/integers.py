@@ -23,7 +23,7 @@ def whole(name: str, value: Any) -> int:
     """
     if not isinstance(value, bool):
         try:
-            return int(operator.index(value))  # an IntEnum would be written as its name
+            return operator.index(value)  # exactly an int, also of an IntEnum
         except TypeError:
             pass
     raise WrongTypeError(f"{name} is or holds {value!r}; it takes whole numbers.")

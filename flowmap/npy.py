@@ -13,7 +13,7 @@ import math
 import struct
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import xxhash
@@ -61,11 +61,8 @@ class Layout:
             InvalidArgumentError: A negative or overflowing shape; a dtype that the format
                 cannot hold.
         """
-        checked = _check_dtype(dtype)
-        whole = _check_shape(shape)
-        while checked.subdtype is not None:  # as np.empty does with such a dtype
-            checked, inner = checked.subdtype
-            whole += inner
+        checked, inner = _check_dtype(dtype)
+        whole = _check_shape(shape) + inner  # as np.empty does with a subarray
         if not isinstance(fortran_order, bool | np.bool_):
             raise WrongTypeError(f"fortran_order is {fortran_order!r}; it takes True or False.")
         layout = cls(whole, checked, bool(fortran_order))
@@ -168,7 +165,8 @@ def _descr(dtype: np.dtype[Any]) -> Any:
         return npy_format.dtype_to_descr(dtype)
 
 
-def _check_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
+def _check_dtype(dtype: DTypeLike | list[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return the dtype of one element, and the axes that a bare subarray adds."""
     if dtype is None:  # np.dtype(None) is float64: a default nobody asked for
         raise WrongTypeError("dtype is None; name one, such as '<f8'.")
     try:
@@ -187,38 +185,47 @@ def _check_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
             f"dtype {checked} holds texts or bytes of no length, into which nothing fits; say "
             f"how long, such as '{unsized}20'."
         )
-    base = checked
-    while base.subdtype is not None:  # its axes go to the shape
-        base = base.base
-    if not _survives(base):
+    base, inner = _split(checked)
+    plain = _read_back(base)
+    if plain is None:
         raise InvalidArgumentError(
             f"dtype {checked} cannot be written in a .npy header: reading it back gives "
             "another dtype. Use fields in order of their offsets, without overlap, with names "
             "and titles that are texts, and NumPy's own types."
         )
-    return cast("np.dtype[Any]", checked)
+    return plain, inner
+
+
+def _split(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return what a dtype, which may be a subarray of subarrays, is made of; and its axes."""
+    inner: tuple[int, ...] = ()
+    while dtype.subdtype is not None:
+        dtype, axes = dtype.subdtype
+        inner += axes
+    return dtype, inner
 
 
 def _unsized(dtype: np.dtype[Any]) -> str | None:
     """Return the kind of a text or bytes without a length, if there is one in the dtype."""
-    base = dtype
-    while base.subdtype is not None:
-        base = base.base
+    base, _ = _split(dtype)
     if base.names is None:
         return None if base.itemsize else base.kind
     kinds = (_unsized(base[name]) for name in base.names)
     return next((kind for kind in kinds if kind is not None), None)
 
 
-def _survives(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is the same after a header, and after `job.json`."""
+def _read_back(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """Return a dtype as `job.json` and the header give it back; None where that is another.
+
+    It may have been given names that are `np.str_`, which NumPy keeps and would write as
+    such, so that `np.load` fails: JSON makes plain texts of them.
+    """
     try:
-        descr = _descr(dtype)
-        from_header = npy_format.descr_to_dtype(ast.literal_eval(repr(descr)))
-        from_json = dtype_from_descr(json.loads(json.dumps(descr)))
+        plain = dtype_from_descr(json.loads(json.dumps(_descr(dtype))))
+        from_header = npy_format.descr_to_dtype(ast.literal_eval(repr(_descr(plain))))
     except (TypeError, ValueError, SyntaxError, RecursionError):
-        return False
-    return bool(from_header == dtype == from_json)
+        return None
+    return plain if from_header == dtype == plain else None
 
 
 def _as_descr(dtype: Any) -> Any:

@@ -211,7 +211,7 @@ class TestBadArguments:
             ({"block_rows": 1.5}, WrongTypeError, "block_rows"),
             ({"exist": "w+"}, InvalidArgumentError, "resume, error, overwrite"),
             ({"reserve": "yes"}, WrongTypeError, "reserve"),
-            ({"align": 48}, InvalidArgumentError, "align"),
+            ({"align": 96}, InvalidArgumentError, "align"),
             ({"align": 32}, InvalidArgumentError, "align"),
             ({"align": 0}, InvalidArgumentError, "align"),
             ({"align": -4096}, InvalidArgumentError, "align"),

@@ -71,6 +71,12 @@ class Option(enum.Flag):
     C = enum.auto()
 
 
+class Loose(enum.IntFlag):
+    """Options that may be combined with bits of no name."""
+
+    A = enum.auto()
+
+
 def fingerprint(**arguments: Any) -> str:
     """Return the fingerprint of some arguments."""
     return Work.of(take_anything, arguments).fingerprint
@@ -300,6 +306,7 @@ class TestFingerprint:
             *(np.timedelta64(1), np.timedelta64(1, "D"), np.timedelta64("NaT")),
             *(np.datetime64("2020-01-01"), np.datetime64("2020-01-01T00")),
             *(Colour.RED, Colour.BLUE, Hue.RED, Option(0), Option.A, Option.A | Option.B),
+            *(Loose(0), Loose(8), Loose(16)),  # none of which has a name
             *(Option.B | Option.C, Option.A | Option.B | Option.C),
             *(Path("1"), Path("a"), Path("/a"), Path("a/b")),
             *(np.void(b"ab"), np.void(b"abc"), np.bytes_(b"abc")),

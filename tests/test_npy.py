@@ -49,6 +49,8 @@ DTYPES: dict[str, Any] = {
     "latin names": [("é", "<f8")],
     "quoted names": [("a'b\"c\\d\n", "<f8")],
     "no proper text": [("\ud800", "<f8")],
+    "names of NumPy's texts": [((np.str_("t"), np.str_("n")), [(np.str_("a"), "<f8")])],
+    "title that is a number": [((5, "a"), "<f8")],
     "no fields": [],
     "empty subarray": [("a", "<f8", (0,)), ("b", "i1")],
     "over 4096": _wide(5000),
@@ -135,7 +137,7 @@ class TestAllocated:
         assert (target.shape, target.fortran_order, target.dtype) == (shape, fortran, dtype)
         assert offset == target.job.data_offset
         assert offset % 64 == 0
-        saved = _saved(dtype, shape, fortran=fortran)
+        saved = _saved(target.dtype, shape, fortran=fortran)
         _, saved_offset = _header_fields(saved)
         assert data[offset:] == saved[saved_offset:]
         # NumPy's own limit for all but the widest.
@@ -344,6 +346,9 @@ class TestLayout:
             ([("a", [("b", "<f8"), ("c", "U")], (2,))], "no length"),
             ({"names": ["a", "b"], "formats": ["<f8", "<f8"], "offsets": [0, 4]}, "cannot be"),
             ({"names": ["a", "b"], "formats": ["<f8", "<f8"], "offsets": [8, 0]}, "cannot be"),
+            ([((object(), "a"), "<f8")], "cannot be"),
+            ([((b"x", "a"), "<f8")], "cannot be"),
+            ([(((1, 2), "a"), "<f8")], "cannot be"),
             ("nonsense", "does not take"),
             ("<f3", "does not take"),
             (5, "does not take"),

@@ -73,6 +73,18 @@ class TestTarget:
         text = ("state", "digest", "host", "work", "reason")
         assert all(status.dtype[name].kind == "U" for name in text)
 
+    def test_failed_is_pending(self, target: flowmap.Target) -> None:
+        """Whatever is not done is pending: what failed as much as what was never begun."""
+
+        def fail(out: Any, block: flowmap.Block) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(flowmap.FlowmapError):
+            flowmap.fill_segment(target.segments[0], fail)
+        assert target.status()["state"].tolist() == ["failed", "done", "done", "pending"]
+        assert "ZeroDivisionError" in target.status()["reason"][0]
+        assert [segment.index for segment in target.pending()] == [0, 3]
+
     @pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=lambda m: m.__name__)
     def test_pickles(self, target: flowmap.Target, pickler: Any) -> None:
         """It holds no open file, is small, and is the same elsewhere."""
