@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import getpass
 import math
@@ -13,6 +12,7 @@ import stat
 import sys
 import time
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -23,7 +23,6 @@ from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
-    NotFoundError,
     OtherJobError,
     StorageError,
     TargetExistsError,
@@ -31,34 +30,17 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.fillers import Work
-from flowmap.ledger import create_ledger
+from flowmap.integers import whole
+from flowmap.job import DURABILITIES, Durability, Job, Sidecar, absolute
 from flowmap.locks import header_lock
 from flowmap.npy import Layout, header_digest
-from flowmap.segments import Plan, plan_blocks, plan_segments, whole
-from flowmap.storage import (
-    NETWORK_FILE_SYSTEMS,
-    PAGE,
-    created,
-    file_system_type,
-    link,
-    publish_json,
-    reserve,
-    sync_folder,
-    write_all,
-)
-from flowmap.target import (
-    DURABILITIES,
-    FORMAT,
-    Durability,
-    Job,
-    Sidecar,
-    Target,
-    absolute,
-    open_target,
-)
+from flowmap.publication import make_folder, publish
+from flowmap.segments import Plan, plan_blocks, plan_segments
+from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
+from flowmap.target import Target, open_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike
@@ -142,15 +124,15 @@ def allocate(
     try:
         target = wanted.attach()
     except (DamagedJobError, ForeignFileError):
-        if not sidecar.folder.is_dir():
+        if not os.path.lexists(sidecar.lock):
             raise
         target = None  # an overwrite may be at it: look again under the lock
     if target is not None:
         return target
     wanted.check_file_system()
-    _make_folder(sidecar.folder)
+    make_folder(sidecar.folder)
     with header_lock(sidecar.folder):
-        return wanted.attach() or Target(_build(wanted, sidecar))
+        return wanted.attach() or Target(_make(wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +158,8 @@ class _Wanted:
         align = whole("align", asked["align"])
         if align < 64 or align & (align - 1):  # noqa: PLR2004 -- what the .npy format asks of data
             raise InvalidArgumentError(f"align is {align}; it takes a power of two from 64 on.")
-        if not isinstance(asked["reserve"], bool):
+        if not isinstance(asked["reserve"], bool | np.bool_):
             raise WrongTypeError(f"reserve is {asked['reserve']!r}; it takes True or False.")
-        seconds = asked["checkpoint_seconds"]
-        if not isinstance(seconds, int | float):
-            raise WrongTypeError(f"checkpoint_seconds is {seconds!r}; it takes seconds.")
-        if not (seconds >= 0 and math.isfinite(seconds)):
-            raise InvalidArgumentError(f"checkpoint_seconds is {seconds}; it takes 0 or more.")
         if asked["filler"] is None and asked["arguments"] is not None:
             raise InvalidArgumentError(
                 "arguments are given but no filler; they pin it only with one."
@@ -195,10 +172,10 @@ class _Wanted:
             plan=plan,
             block_rows=plan_blocks(layout.row_bytes, longest, asked["block_rows"], align),
             exist=asked["exist"],
-            reserve=asked["reserve"],
+            reserve=bool(asked["reserve"]),
             align=align,
             durability=asked["durability"],
-            checkpoint_seconds=float(seconds),
+            checkpoint_seconds=_seconds(asked["checkpoint_seconds"]),
             work=None
             if asked["filler"] is None
             else Work.of(asked["filler"], asked["arguments"]),
@@ -210,6 +187,8 @@ class _Wanted:
             found = self.path.lstat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise storage_error(error, "cannot look at the target", self.path) from error
         if self.exist == "error":
             raise TargetExistsError(
                 f"{self.path} exists already. Choose another path, or pass exist='resume' to "
@@ -265,14 +244,24 @@ class _Wanted:
     def check_file_system(self) -> None:
         """Refuse segments that share pages where that loses data."""
         kind = file_system_type(self.path.parent)
-        if kind in NETWORK_FILE_SYSTEMS and self.plan.shares_pages(self.layout.row_bytes, PAGE):
-            unit = PAGE // math.gcd(PAGE, self.layout.row_bytes)
-            fitting = max(1, self.layout.rows // (unit * 100))
-            raise InvalidArgumentError(
-                f"{self.path} is on {kind}, where two hosts that write to one page of {PAGE} "
-                f"bytes lose data, and these segments share pages. Pass segments=None, or a "
-                f"count up to {fitting}, or pad the dtype so that rows divide {PAGE} bytes."
-            )
+        offset, row_bytes = len(self.layout.header()), self.layout.row_bytes
+        if kind not in NETWORK_FILE_SYSTEMS or not self.plan.shares_pages(
+            row_bytes, PAGE, offset
+        ):
+            return
+        unit = PAGE // math.gcd(PAGE, row_bytes)
+        fitting = max(1, self.layout.rows // (unit * 100))
+        remedy = (
+            f"Pass segments=None or a count up to {fitting}, with align={PAGE} or a multiple "
+            f"of it, or pad the dtype so that rows divide {PAGE} bytes"
+            if offset % PAGE == 0
+            else "Pass segments=1, or shorten the dtype's field names: with a header as long "
+            "as theirs the data does not begin on a page"
+        )
+        raise InvalidArgumentError(
+            f"{self.path} is on {kind}, where two hosts that write to one page of {PAGE} "
+            f"bytes lose data, and these segments share pages. {remedy}."
+        )
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -282,35 +271,33 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         )
 
 
-def _check_folder(path: Path) -> None:
-    folder = path.parent
-    if not folder.exists():
-        raise NotFoundError(
-            errno.ENOENT, "the folder of the target does not exist; make it first", str(folder)
-        )
-    if not folder.is_dir():
-        raise StorageError(errno.ENOTDIR, "the parent of the target is no folder", str(folder))
-
-
-def _make_folder(folder: Path) -> None:
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise WrongTypeError(f"checkpoint_seconds is {value!r}; it takes seconds.")
     try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError as error:
-        raise ForeignFileError(
-            f"{folder}, where the records go, is there and is no folder. Move it away.",
-            path=str(folder),
-        ) from error
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not 0 <= seconds < math.inf:
+        raise InvalidArgumentError(f"checkpoint_seconds is {value}; it takes 0 or more.")
+    return seconds
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        mode = path.parent.stat().st_mode
+    except FileNotFoundError as error:
+        advice = "the folder of the target does not exist; make it first"
+        raise storage_error(error, advice, path.parent) from error
     except OSError as error:
-        raise storage_error(error, "cannot make the folder for the records", folder) from error
-    if folder.is_symlink():
-        raise ForeignFileError(
-            f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",
-            path=str(folder),
+        raise storage_error(error, "cannot look at the target's folder", path.parent) from error
+    if not stat.S_ISDIR(mode):
+        raise StorageError(
+            errno.ENOTDIR, "the parent of the target is no folder", str(path.parent)
         )
 
 
-def _build(wanted: _Wanted, sidecar: Sidecar) -> Job:
-    """Make the target and its records; publish the target last. The header lock is held."""
+def _make(wanted: _Wanted) -> Job:
     header = wanted.layout.header()
     job = Job(
         path=wanted.path,
@@ -335,104 +322,8 @@ def _build(wanted: _Wanted, sidecar: Sidecar) -> Job:
             "align": wanted.align,
         },
     )
-    try:
-        _publish(job, sidecar, header)
-    except OSError as error:
-        if isinstance(error, TargetExistsError):
-            raise
-        raise storage_error(error, _advice(error, job.size), wanted.path) from error
+    publish(job, header)
     return job
-
-
-def _advice(error: OSError, size: int) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = (
-        "; free some space or choose another disk, or pass reserve=False for a sparse file"
-        if full
-        else ""
-    )
-    return f"cannot allocate {size} bytes{remedy}"
-
-
-def _publish(job: Job, sidecar: Sidecar, header: bytes) -> None:
-    """Build target and ledger under private names; give them their names in the right order.
-
-    A new target gets its name last, when all that vouches for it is on disk. Where one is
-    replaced, `job.json` goes first and comes last, so that at no point an old ledger
-    vouches for a new file.
-    """
-    target = sidecar.folder / f".target.{job.id}"
-    ledger = sidecar.folder / f".ledger.{job.id}"
-    with _removed_after(target, ledger):
-        with created(target) as descriptor:
-            if job.reserve:
-                reserve(descriptor, job.size)
-            else:
-                os.ftruncate(descriptor, job.size)
-            write_all(descriptor, header, 0)
-            os.fsync(descriptor)
-        create_ledger(ledger, len(job.plan))
-        replaces = os.path.lexists(job.path)
-        if replaces:
-            publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
-        _clear(sidecar, keep=(target, ledger, sidecar.intent))
-        ledger.rename(sidecar.ledger)
-        sync_folder(sidecar.folder)
-        if replaces:
-            target.rename(job.path)
-            sync_folder(job.path.parent)
-            publish_json(sidecar.job, job.document())
-            sidecar.intent.unlink()
-            sync_folder(sidecar.folder)
-        else:
-            with _cleared_on_failure(sidecar):
-                publish_json(sidecar.job, job.document())
-                sync_folder(job.path.parent)
-                _name(target, job.path)
-            sync_folder(job.path.parent)
-
-
-@contextlib.contextmanager
-def _removed_after(*paths: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _cleared_on_failure(sidecar: Sidecar) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        _clear(sidecar, keep=())
-        raise
-
-
-def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
-    """Remove the records of a job that is void, its `job.json` first."""
-    sidecar.job.unlink(missing_ok=True)
-    sync_folder(sidecar.folder)
-    for pattern in ("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*", ".*"):
-        for entry in sidecar.folder.glob(pattern):
-            if entry not in keep and not entry.is_dir():
-                entry.unlink()
-
-
-def _name(private: Path, path: Path) -> None:
-    """Give the whole file its name, which must be free."""
-    try:
-        link(private, path)
-    except FileExistsError:
-        # NFS may answer so to its own repeated request: then it is this very file.
-        if not path.is_symlink() and path.exists() and path.samefile(private):
-            return
-        raise TargetExistsError(
-            f"{path} appeared while it was being allocated, by a program other than flowmap. "
-            "Choose another path.",
-            path=str(path),
-        ) from None
 
 
 def _user() -> str:

@@ -13,7 +13,8 @@ from typing import Any, Self
 def _rebuild(cls: type[FlowmapError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:
     """Make an unpickled error again without calling its constructor."""
     error = cls.__new__(cls, *args)
-    error.args = args
+    if not error.args:  # StorageError has them already, without the file's name
+        error.args = args
     error.__dict__.update(fields)
     return error
 
@@ -47,7 +48,13 @@ class FillerNotFoundError(InvalidArgumentError):
 
 
 class TargetExistsError(FlowmapError, FileExistsError):
-    """Something is at the path already."""
+    """Something is at the path already.
+
+    Attributes:
+        errno: EEXIST, as whoever handles a `FileExistsError` may expect.
+    """
+
+    errno = errno_module.EEXIST
 
 
 class ForeignFileError(TargetExistsError, ValueError):
@@ -121,7 +128,13 @@ class JobBusyError(FlowmapError, RuntimeError):
 
 
 class LockTimeoutError(FlowmapError, TimeoutError):
-    """The header lock could not be had in time."""
+    """The header lock could not be had in time.
+
+    Attributes:
+        errno: ETIMEDOUT, as whoever handles a `TimeoutError` may expect.
+    """
+
+    errno = errno_module.ETIMEDOUT
 
 
 class StorageError(FlowmapError, OSError):

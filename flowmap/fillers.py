@@ -68,17 +68,34 @@ def filler(
 
     Returns:
         The function itself, marked.
+
+    Raises:
+        WrongTypeError: It is no function, or version and volatile are no such things.
     """
-    if isinstance(volatile, str) or not isinstance(version, str):
-        raise WrongTypeError("version takes a text, volatile a sequence of names.")
+    names = _names(volatile)
+    if not isinstance(version, str):
+        raise WrongTypeError(f"version is {version!r}; it takes a text.")
 
     def decorate(function: F) -> F:
         if not callable(function):
             raise WrongTypeError(f"@filler marks a function, not {function!r}.")
-        setattr(function, _MARK, Mark(_name_of(function), version, tuple(volatile)))
+        try:
+            setattr(function, _MARK, Mark(_name_of(function), version, names))
+        except (AttributeError, TypeError) as error:
+            raise WrongTypeError(
+                f"@filler cannot mark {function!r}; wrap it in a function of your own."
+            ) from error
         return function
 
     return decorate if function is None else decorate(function)
+
+
+def _names(volatile: Any) -> tuple[str, ...]:
+    plain = np.iterable(volatile) and not isinstance(volatile, str)
+    listed = tuple(volatile) if plain else ()
+    if not plain or not all(isinstance(name, str) for name in listed):
+        raise WrongTypeError(f"volatile is {volatile!r}; it takes a sequence of names.")
+    return listed
 
 
 def mark_of(function: Filler) -> Mark:
@@ -90,13 +107,16 @@ def mark_of(function: Filler) -> Mark:
 def _name_of(named: Any) -> str:
     module = getattr(named, "__module__", None) or type(named).__module__
     if module in ("__main__", "__mp_main__"):  # the latter in processes that spawn made
-        module = _main_module_name()
+        module = _main_module_name(module)
     return f"{module}:{getattr(named, '__qualname__', None) or type(named).__qualname__}"
 
 
-def _main_module_name() -> str:
-    """Name the script that runs as it would be named when imported, wherever it stands."""
-    main = sys.modules["__main__"]
+def _main_module_name(module: str) -> str:
+    """Name the script that runs as it would be named when imported, wherever it stands.
+
+    While a spawned process reads the script, only "__mp_main__" is the script.
+    """
+    main = sys.modules.get(module, sys.modules["__main__"])
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return str(spec.name)
@@ -121,10 +141,10 @@ def find_filler(name: str) -> Filler:
         found: Any = functools.reduce(
             getattr, function_name.split("."), importlib.import_module(module_name)
         )
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever the module raises while it is imported
         raise FillerNotFoundError(
-            f"The filler {name!r} cannot be found: {error}. Is its module installed, or its "
-            "folder on PYTHONPATH, where the job runs?"
+            f"The filler {name!r} cannot be found: {type(error).__name__}: {error}. Is its "
+            "module installed, or its folder on PYTHONPATH, where the job runs?"
         ) from error
     if not isinstance(getattr(found, _MARK, None), Mark):
         raise FillerNotFoundError(
@@ -173,7 +193,12 @@ class Work:
         chosen = _check_arguments(function, arguments)
         mark = mark_of(function)
         counted = {k: v for k, v in chosen.items() if k not in mark.volatile}
-        form = json.dumps([mark.name, mark.version, _canonical(counted, "arguments")])
+        try:
+            form = json.dumps([mark.name, mark.version, _canonical(counted, "arguments")])
+        except RecursionError as error:
+            raise InvalidArgumentError(
+                "arguments hold themselves, or too many levels; pass flat ones."
+            ) from error
         fingerprint = xxhash.xxh3_128_hexdigest(form.encode())
         return cls(function, chosen, mark.name, mark.version, fingerprint)
 
@@ -227,9 +252,9 @@ def _canonical(value: Any, where: str) -> Any:
             return ["list", *(_canonical(v, f"{where}[{i}]") for i, v in enumerate(value))]
         case dict() if all(isinstance(key, str) for key in value):
             return {k: _canonical(value[k], f"{where}[{k!r}]") for k in sorted(value)}
-        case np.ndarray() if not value.dtype.hasobject:
-            digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).tobytes())
-            return ["array", repr(value.dtype), list(value.shape), digest]
+        case np.void() | np.ndarray() if _is_plain(value):
+            kind = "array" if isinstance(value, np.ndarray) else "scalar"
+            return [kind, repr(value.dtype), list(value.shape), _digest(np.asarray(value))]
     atom = _canonical_atom(value)
     if atom is not None or value is None:
         return atom
@@ -240,23 +265,41 @@ def _canonical(value: Any, where: str) -> Any:
     )
 
 
+def _is_plain(value: np.ndarray[Any, Any] | np.void) -> bool:
+    """Return whether the bytes of an array are its values, and all of them."""
+    return not (value.dtype.hasobject or isinstance(value, np.ma.MaskedArray))
+
+
+def _digest(array: np.ndarray[Any, Any]) -> str:
+    """Hash the values of an array, and none of the padding between them."""
+    if array.dtype.names is not None:
+        parts = [_digest(array[name]) for name in array.dtype.names]
+        return xxhash.xxh3_128_hexdigest("".join(parts).encode())
+    if array.dtype.char in "gG":  # long doubles, which have padding of their own
+        return xxhash.xxh3_128_hexdigest(" ".join(map(str, array.ravel())).encode())
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
+
+
 def _canonical_atom(value: Any) -> Any:
     """Return JSON values for what holds nothing else; None for what cannot be told apart."""
     atom: Any = None
     if isinstance(value, enum.Enum):
-        atom = ["enum", _name_of(type(value)), value.name]
+        # A flag that combines others may have no name.
+        which = value.value if isinstance(value, enum.Flag) else value.name
+        atom = ["enum", _name_of(type(value)), which]
     elif isinstance(value, bool | np.bool_):
         atom = bool(value)
     elif isinstance(value, str):
         atom = str(value)
-    elif isinstance(value, int | np.integer):
+    elif isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         atom = ["int", str(int(value))]
     elif isinstance(value, float | np.float32 | np.float16):
         atom = ["float", float(value).hex()]
     elif isinstance(value, complex | np.generic):
         atom = ["scalar", np.asarray(value).dtype.str, str(value)]
     elif isinstance(value, bytes | os.PathLike):
-        atom = [type(value).__name__, os.fsencode(value).hex()]
+        kind = "bytes" if isinstance(value, bytes) else "path"
+        atom = [kind, os.fsencode(value).hex()]
     return atom
 
 

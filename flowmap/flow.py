@@ -152,9 +152,10 @@ def _fill_pending(
     bar = ProgressBar(target, sum(segment.rows for segment in pending))
     threads = (workers or available_cpus()) + _SPARE_THREADS
     failures: dict[Segment, BaseException] = {}
+    # The executor within: on Ctrl-C its workers end before their task runs are waited for.
     with (
-        open_executor(executor, workers) as pool,
         ThreadPoolTaskRunner[SegmentRecord](max_workers=threads) as runner,
+        open_executor(executor, workers) as pool,
     ):
         parameters = parameters | {"executor": pool}
         futures: dict[PrefectFuture[SegmentRecord], Segment] = {

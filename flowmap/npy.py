@@ -7,8 +7,9 @@ multiple of 64.
 
 from __future__ import annotations
 
+import ast
+import json
 import math
-import operator
 import struct
 import warnings
 from dataclasses import dataclass
@@ -19,17 +20,22 @@ import xxhash
 from numpy.lib import format as npy_format
 
 from flowmap.errors import InvalidArgumentError, WrongTypeError
+from flowmap.integers import wholes
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import DTypeLike
 
 _MAX_BYTES: Final = 2**63 - 1  # off_t, and the intp that NumPy indexes with
 _MAX_DIMENSIONS: Final = 64  # NPY_MAXDIMS of NumPy 2
 _NEAT: Final = 64  # numpy.lib.format.ARRAY_ALIGN: what the format asks of the data's offset
 _LOADABLE: Final = 10_000  # np.load's max_header_size: a longer header it refuses
+
+_NO_DTYPE: Final = (
+    *(TypeError, ValueError, SyntaxError, KeyError, AttributeError),
+    *(IndexError, OverflowError, RecursionError, MemoryError),
+)
+"""What `np.dtype` raises for what is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Layout:
         """
         checked = _check_dtype(dtype)
         whole = _check_shape(shape)
-        if checked.subdtype is not None:  # as np.empty does with such a dtype
+        while checked.subdtype is not None:  # as np.empty does with such a dtype
             checked, inner = checked.subdtype
             whole += inner
         if not isinstance(fortran_order, bool | np.bool_):
@@ -130,7 +136,9 @@ class Layout:
         prefix = len(head) + struct.calcsize(length_format)
         unpadded = prefix + len(payload) + 1  # the newline
         total = -(-unpadded // PAGE) * PAGE
-        if total - prefix > _LOADABLE >= unpadded - prefix:
+        # np.load counts characters, which are fewer than the bytes of version 3.
+        spare = len(payload) - len(text)
+        if total - prefix - spare > _LOADABLE >= unpadded - prefix - spare:
             total = -(-unpadded // _NEAT) * _NEAT
         length = struct.pack(length_format, total - prefix)
         return head + length + payload.ljust(total - prefix - 1) + b"\n"
@@ -147,20 +155,11 @@ def header_digest(header: bytes) -> str:
 
 
 def _check_shape(shape: object) -> tuple[int, ...]:
-    dimensions: Iterable[Any]
-    if isinstance(shape, str | bytes) or not hasattr(shape, "__iter__"):
-        dimensions = (shape,)
-    else:
-        dimensions = shape
-    try:
-        whole = tuple(operator.index(n) for n in dimensions)
-    except TypeError as error:
-        raise WrongTypeError(
-            f"shape is {shape!r}; it takes a whole number or a sequence of them."
-        ) from error
-    if any(n < 0 for n in whole):
-        raise InvalidArgumentError(f"shape is {whole}; no axis can be negative.")
-    return whole
+    checked = wholes("shape", shape)
+    dimensions = checked if isinstance(checked, tuple) else (checked,)
+    if any(n < 0 for n in dimensions):
+        raise InvalidArgumentError(f"shape is {dimensions}; no axis can be negative.")
+    return dimensions
 
 
 def _descr(dtype: np.dtype[Any]) -> Any:
@@ -174,7 +173,7 @@ def _check_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
         raise WrongTypeError("dtype is None; name one, such as '<f8'.")
     try:
         checked = np.dtype(_as_descr(dtype))
-    except (TypeError, ValueError, SyntaxError, KeyError) as error:
+    except _NO_DTYPE as error:
         kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
         raise kind(f"dtype is {dtype!r}, which NumPy does not take: {error}") from error
     if checked.hasobject:
@@ -182,22 +181,44 @@ def _check_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
             f"dtype {checked} holds Python objects, which have no place of their own in a "
             "file; use numbers, fixed-length strings such as 'U20', or a structured dtype."
         )
-    base = checked if checked.subdtype is None else checked.subdtype[0]
-    if base.itemsize == 0 and base.names is None:
+    unsized = _unsized(checked)
+    if unsized is not None:
         raise InvalidArgumentError(
-            f"dtype {checked} has no size; say how long, such as '{base.kind}20'."
+            f"dtype {checked} holds texts or bytes of no length, into which nothing fits; say "
+            f"how long, such as '{unsized}20'."
         )
-    try:
-        same = npy_format.descr_to_dtype(_descr(base)) == base
-    except (TypeError, ValueError):
-        same = False
-    if not same:
+    base = checked
+    while base.subdtype is not None:  # its axes go to the shape
+        base = base.base
+    if not _survives(base):
         raise InvalidArgumentError(
             f"dtype {checked} cannot be written in a .npy header: reading it back gives "
-            "another dtype. Use fields in order of their offsets, without overlap, and "
-            "NumPy's own types."
+            "another dtype. Use fields in order of their offsets, without overlap, with names "
+            "and titles that are texts, and NumPy's own types."
         )
     return cast("np.dtype[Any]", checked)
+
+
+def _unsized(dtype: np.dtype[Any]) -> str | None:
+    """Return the kind of a text or bytes without a length, if there is one in the dtype."""
+    base = dtype
+    while base.subdtype is not None:
+        base = base.base
+    if base.names is None:
+        return None if base.itemsize else base.kind
+    kinds = (_unsized(base[name]) for name in base.names)
+    return next((kind for kind in kinds if kind is not None), None)
+
+
+def _survives(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is the same after a header, and after `job.json`."""
+    try:
+        descr = _descr(dtype)
+        from_header = npy_format.descr_to_dtype(ast.literal_eval(repr(descr)))
+        from_json = dtype_from_descr(json.loads(json.dumps(descr)))
+    except (TypeError, ValueError, SyntaxError, RecursionError):
+        return False
+    return bool(from_header == dtype == from_json)
 
 
 def _as_descr(dtype: Any) -> Any:

@@ -6,14 +6,17 @@ import itertools
 import math
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import InvalidArgumentError, WrongTypeError
+from flowmap.errors import InvalidArgumentError
+from flowmap.integers import whole, wholes
 from flowmap.storage import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+__all__ = ["Block", "Plan", "Segment", "plan_blocks", "plan_segments", "whole"]
 
 _SEGMENT_BYTES: Final = 64 << 20  # a second or so of writing: short to retry, cheap to track
 _FEWEST: Final = 64  # many more segments than workers, so that none waits long for the last
@@ -120,12 +123,21 @@ class Plan:
             start, first = start + count * rows, first + count
         raise IndexError(index)
 
-    def shares_pages(self, row_bytes: int, page: int) -> bool:
-        """Return whether two segments have bytes of one page, counted from the data's start."""
+    def shares_pages(self, row_bytes: int, page: int, offset: int = 0) -> bool:
+        """Return whether two segments have bytes of one page.
+
+        Args:
+            row_bytes: Bytes of one row.
+            page: Bytes of a page.
+            offset: The byte at which the data begins.
+        """
         start = 0
         for count, rows in self.runs:
-            if start * row_bytes % page or (count > 1 and rows * row_bytes % page):
-                return True
+            # The first boundaries of a run and the distance between them stand for the rest.
+            inner = (start + rows, start + 2 * rows)[: count - 1]
+            for boundary in (start, *inner) if start else inner:
+                if row_bytes and (offset + boundary * row_bytes) % page:
+                    return True
             start += count * rows
         return False
 
@@ -149,19 +161,19 @@ def plan_segments(
         InvalidArgumentError: More segments than rows, or rows that do not add up.
     """
     unit = align // math.gcd(align, row_bytes) if row_bytes else 1
+    if segments is None:
+        return _equal(rows, unit, _choose_count(rows, row_bytes, unit)) if rows else Plan(())
+    asked = wholes("segments", segments)
     if not rows:
         return Plan(())
-    if segments is None:
-        return _equal(rows, unit, _choose_count(rows, row_bytes, unit))
-    if not isinstance(segments, str | bytes) and hasattr(segments, "__iter__"):
-        return _exact(rows, [whole("segments", n) for n in segments])
-    count = whole("segments", segments)
-    if not 1 <= count <= rows:
+    if isinstance(asked, tuple):
+        return _exact(rows, asked)
+    if not 1 <= asked <= rows:
         raise InvalidArgumentError(
-            f"segments is {count}, but the target has {rows} rows; ask for 1 to {rows}."
+            f"segments is {asked}, but the target has {rows} rows; ask for 1 to {rows}."
         )
-    aligned = rows >= count * unit * _UNITS_TO_ALIGN
-    return _equal(rows, unit if aligned else 1, count)
+    aligned = rows >= asked * unit * _UNITS_TO_ALIGN
+    return _equal(rows, unit if aligned else 1, asked)
 
 
 def _choose_count(rows: int, row_bytes: int, unit: int) -> int:
@@ -178,7 +190,7 @@ def _equal(rows: int, unit: int, count: int) -> Plan:
     return Plan(_run_lengths([run for run in runs if run[0]]))
 
 
-def _exact(rows: int, lengths: list[int]) -> Plan:
+def _exact(rows: int, lengths: tuple[int, ...]) -> Plan:
     if any(length < 1 for length in lengths):
         raise InvalidArgumentError(
             f"segments has {min(lengths)} rows in one place; each segment needs at least one."
@@ -193,20 +205,6 @@ def _exact(rows: int, lengths: list[int]) -> Plan:
 def _run_lengths(runs: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     groups = itertools.groupby(runs, key=operator.itemgetter(1))
     return tuple((sum(count for count, _ in group), length) for length, group in groups)
-
-
-def whole(name: str, value: Any) -> int:
-    """Return an argument that must be a whole number.
-
-    Raises:
-        WrongTypeError: It is not.
-    """
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise WrongTypeError(
-            f"{name} is or holds {value!r}; it takes whole numbers."
-        ) from error
 
 
 def plan_blocks(row_bytes: int, longest: int, block_rows: int | None, align: int = 4096) -> int:

@@ -159,9 +159,11 @@ def reserve(descriptor: int, nbytes: int) -> None:
         return
     if sys.platform == "linux":
         zero, length = ctypes.c_int64(0), ctypes.c_int64(nbytes)
-        if _LIBC.fallocate(descriptor, 0, zero, length) == 0:
-            return
-        number = ctypes.get_errno()
+        number = errno.EINTR
+        while number == errno.EINTR:  # Python runs the signal's handler in between
+            if _LIBC.fallocate(descriptor, 0, zero, length) == 0:
+                return
+            number = ctypes.get_errno()
         if number not in _UNSUPPORTED:
             raise OSError(number, os.strerror(number))
     space = os.fstatvfs(descriptor)
@@ -236,7 +238,7 @@ def file_system_type(path: str | os.PathLike[str]) -> str | None:
     device = Path(path).stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        table = Path("/proc/self/mountinfo").read_text()
+        table = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
     except OSError:  # not Linux
         return None
     for line in table.splitlines():

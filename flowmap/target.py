@@ -1,11 +1,8 @@
-"""The target and its job: what `job.json` says, and the file that it says it of."""
+"""The target: the file being filled, opened, looked at and mapped."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,244 +10,32 @@ from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
-    NotFoundError,
-    WrongTypeError,
     storage_error,
 )
-from flowmap.ledger import Ledger
-from flowmap.npy import Layout, dtype_from_descr, header_digest
+from flowmap.job import DURABILITIES, FORMAT, Durability, Job, Sidecar, absolute, read_job
 from flowmap.records import STATUS
-from flowmap.segments import Plan, Segment
-from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
+from flowmap.storage import NotRegularError, opened
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from flowmap.fillers import Work
+    from flowmap.segments import Segment
 
-FORMAT: Final = 1
-"""Version of the sidecar's files; a later one is refused."""
-
-Durability = Literal["segment", "end"]
-DURABILITIES: Final = get_args(Durability)
-
-
-@dataclass(frozen=True, slots=True)
-class Sidecar:
-    """The names in the folder beside a target.
-
-    Attributes:
-        folder: The folder, "out.npy.flowmap".
-    """
-
-    folder: Path
-
-    @classmethod
-    def of(cls, path: Path) -> Sidecar:
-        """Return the sidecar of a target."""
-        return cls(path.with_name(f"{path.name}.flowmap"))
-
-    @property
-    def job(self) -> Path:
-        """What was allocated."""
-        return self.folder / "job.json"
-
-    @property
-    def ledger(self) -> Path:
-        """What is done."""
-        return self.folder / "ledger.npy"
-
-    @property
-    def run(self) -> Path:
-        """Who is filling."""
-        return self.folder / "run.json"
-
-    @property
-    def seal(self) -> Path:
-        """The validation that passed."""
-        return self.folder / "seal.json"
-
-    @property
-    def intent(self) -> Path:
-        """An overwrite that has begun."""
-        return self.folder / "overwrite.json"
-
-    def work(self, fingerprint: str) -> Path:
-        """What a fingerprint stands for."""
-        return self.folder / f"work-{fingerprint}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One allocation of a target, as `job.json` holds it.
-
-    Attributes:
-        path: Of the target, absolute.
-        id: 32 random hexadecimal digits.
-        layout: Shape, dtype and order.
-        plan: The segmentation.
-        block_rows: Rows that a filler computes at once.
-        data_offset: The byte at which the data begins.
-        header: The digest of the header's bytes.
-        durability: "segment" or "end".
-        checkpoint_seconds: Seconds between checkpoints within a segment.
-        reserve: Whether the space was reserved.
-        work: What the job is pinned to, as `Work.describe` gives it, or None.
-        made: Who made it with what versions, and when.
-    """
-
-    path: Path
-    id: str
-    layout: Layout
-    plan: Plan
-    block_rows: int
-    data_offset: int
-    header: str
-    durability: Durability
-    checkpoint_seconds: float
-    reserve: bool
-    work: dict[str, Any] | None
-    made: dict[str, Any]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return self.data_offset + self.layout.nbytes
-
-    def document(self) -> dict[str, Any]:
-        """Return the JSON values of `job.json`; the path is where it lies, not in it."""
-        return {
-            "format": FORMAT,
-            "id": self.id,
-            "shape": list(self.layout.shape),
-            "dtype": self.layout.descr,
-            "fortran_order": self.layout.fortran_order,
-            "segments": [list(run) for run in self.plan.runs],
-            "block_rows": self.block_rows,
-            "data_offset": self.data_offset,
-            "header": self.header,
-            "durability": self.durability,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "reserve": self.reserve,
-            "work": self.work,
-            "made": self.made,
-        }
-
-    @classmethod
-    def of_document(cls, path: Path, document: dict[str, Any]) -> Job:
-        """Return the job of a `job.json`, whose checksum has been compared.
-
-        Raises:
-            ValueError, TypeError, KeyError: It was made by another version of flowmap.
-        """
-        if document["format"] != FORMAT:
-            raise ValueError(f"format {document['format']} instead of {FORMAT}")
-        shape, dtype = tuple(document["shape"]), dtype_from_descr(document["dtype"])
-        return cls(
-            path=path,
-            layout=Layout(shape, dtype, document["fortran_order"]),
-            plan=Plan(tuple((count, rows) for count, rows in document["segments"])),
-            **{
-                name: document[name]
-                for name in (
-                    "id",
-                    "block_rows",
-                    "data_offset",
-                    "header",
-                    "durability",
-                    "checkpoint_seconds",
-                    "reserve",
-                    "work",
-                    "made",
-                )
-            },
-        )
-
-    def segments(self) -> tuple[Segment, ...]:
-        """Return every segment in order."""
-        return tuple(
-            Segment(self.path, self.id, index, start, stop)
-            for index, (start, stop) in enumerate(self.plan.bounds())
-        )
-
-    def ledger(self, *, write: bool = False) -> Ledger:
-        """Open the ledger, for a `with` block."""
-        path = Sidecar.of(self.path).ledger
-        return Ledger(path, self.id, len(self.plan), write=write)
-
-    def record_work(self, work: Work) -> None:
-        """Keep what the fingerprint of a work stands for, once."""
-        path = Sidecar.of(self.path).work(work.fingerprint)
-        if not path.exists():
-            publish_json(path, work.describe())
-
-    def lift_seal(self) -> None:
-        """Remove the seal, durably, before a segment that it covers is changed."""
-        seal = Sidecar.of(self.path).seal
-        if seal.exists():
-            seal.unlink(missing_ok=True)
-            sync_folder(seal.parent)
-
-    def problem_with(self, descriptor: int) -> str | None:
-        """Say what is wrong with the size or the header of the open target, if anything."""
-        size = os.fstat(descriptor).st_size
-        if size != self.size:
-            return f"has {size} bytes, where {self.size} were allocated"
-        if header_digest(os.pread(descriptor, self.data_offset, 0)) != self.header:
-            return "has another header than was written"
-        return None
-
-
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a target, its folder's links resolved, its own name not.
-
-    Raises:
-        WrongTypeError: It is no path.
-        InvalidArgumentError: No file can have this path.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"path is {path!r}; it takes the name of a .npy file.")
-    text = os.fsdecode(path)
-    if not text or "\0" in text or Path(text).name in ("", ".."):
-        raise InvalidArgumentError(f"path is {path!r}; it takes the name of a .npy file.")
-    given = Path(text)
-    return Path(os.path.realpath(given.parent)) / given.name
-
-
-def read_job(path: Path) -> Job:
-    """Read what was allocated at an absolute path, without looking at the target itself.
-
-    Raises:
-        NotFoundError: There is no target.
-        ForeignFileError: What is there was not allocated by flowmap.
-        DamagedJobError: An overwrite was cut short, or `job.json` is damaged.
-        StorageError: It cannot be read.
-    """
-    sidecar = Sidecar.of(path)
-    if not os.path.lexists(path):
-        raise NotFoundError(2, "there is no target here; allocate() makes it", str(path))
-    try:
-        return Job.of_document(path, read_json(sidecar.job))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.lexists(sidecar.intent):
-            raise DamagedJobError(
-                f"{path}: an overwrite of this target was cut short, and what is there is not "
-                'whole. Allocate it again with exist="overwrite".',
-                path=str(path),
-            ) from error
-        raise ForeignFileError(
-            f"{path} was not allocated by flowmap (there is no {sidecar.job}). Choose another "
-            'path, or replace what is there with exist="overwrite".',
-            path=str(path),
-        ) from error
-    except OSError as error:
-        raise storage_error(error, "cannot read the job", sidecar.job) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise DamagedJobError(
-            f"{sidecar.job} is damaged, or of another version of flowmap: {error}. Restore it "
-            'from a copy, or begin anew with exist="overwrite".',
-            path=str(path),
-        ) from error
+# What the upper floors take from here: a target comes with the job it was allocated for.
+__all__ = [
+    "DURABILITIES",
+    "FORMAT",
+    "Durability",
+    "Job",
+    "Sidecar",
+    "Target",
+    "absolute",
+    "open_target",
+    "read_job",
+]
 
 
 def open_target(path: str | os.PathLike[str]) -> Target:

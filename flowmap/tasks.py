@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     from flowmap.validation import Check, ValidationReport
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
-"""Fillers that run in the flow's own threads: at most one a processor at a time."""
+
+
+def _fill_in_place(segment: Segment, work: Work) -> SegmentRecord:
+    """Fill in the thread of the task run: at most one a processor at a time.
+
+    A function, since a task is pickled with the globals that it names, and no lock can be.
+    """
+    with _IN_PLACE:
+        return fill_work(segment, work)
 
 
 def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 -- Prefect's signature
@@ -161,8 +169,7 @@ def fill_task(
     work = Work.of(filler, arguments)
     if executor is not None:
         return executor.submit(fill_work, segment, work).result()
-    with _IN_PLACE:
-        return fill_work(segment, work)
+    return _fill_in_place(segment, work)
 
 
 @task(

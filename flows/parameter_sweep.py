@@ -18,15 +18,19 @@ Add -65 mV for today's usual absolute potential. A positive current depolarises.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.figure import Figure
 from prefect import flow, unmapped
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
 import flowmap
+from flowmap.storage import available_cpus
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -103,8 +107,10 @@ ARGUMENTS: dict[str, Any] = {
     "step_ms": 1 / 64,
 }
 
-# Where `prefect server start` serves what an embedded server has recorded.
-UI_URL = "http://127.0.0.1:4200"
+# A few threads more than workers, so that a task run is Running only when its turn is near.
+THREADS: Any = ThreadPoolTaskRunner(max_workers=available_cpus() + 2)
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "parameter_sweep.npy"
 
 # Two temperatures make a segment, and one block: some 500 rows are where NumPy's cost per
 # call no longer outweighs the arithmetic.
@@ -180,8 +186,7 @@ def advance(state: Floats, current: Floats, speed: Floats, step_ms: float) -> Fl
 
 def temperature_speed(temperature: Floats) -> Floats:
     """The factor of all rates at a temperature (degrees Celsius), 1 at 6.3."""
-    speed: Floats = np.power(Q10, (temperature - Q10_ORIGIN) / 10.0)
-    return speed
+    return cast("Floats", np.power(Q10, (temperature - Q10_ORIGIN) / 10.0))
 
 
 class Spikes:
@@ -318,23 +323,19 @@ def plot_rates(path_npy: str | Path, picture_path: str | Path) -> None:
     rows = np.load(path_npy, mmap_mode="r")
     current, temperature = np.unique(rows["current"]), np.unique(rows["temperature"])
     rate = np.ma.masked_equal(rows["rate"].reshape(len(temperature), len(current)), 0.0)
-    figure = Figure(figsize=(8.0, 5.2), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(8.0, 5.2), layout="constrained")).subplots()
     axes.set_facecolor("0.92")
     mesh = axes.pcolormesh(current, temperature, rate, cmap="viridis", rasterized=True)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02)
-    bar.set_label("firing rate (spikes/s)")
-    bar.outline.set_visible(False)
+    figure.colorbar(mesh, ax=axes, pad=0.02).set_label("firing rate (spikes/s)")
     axes.set_xlabel("injected current density (µA/cm²)")
     axes.set_ylabel("temperature (°C)")
     axes.set_title("Hodgkin-Huxley squid axon: repetitive firing under a current step")
-    grey = "grey: no repetitive firing"
-    axes.annotate(grey, (0.98, 0.95), xycoords="axes fraction", ha="right", color="0.35")
-    axes.spines[["top", "right"]].set_visible(False)
+    style: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "color": "0.35"}
+    axes.text(0.98, 0.95, "grey: no repetitive firing", **style)
     figure.savefig(picture_path, dpi=150)
 
 
-@flow(name="parameter-sweep")
+@flow(name="parameter-sweep", task_runner=THREADS)
 def parameter_sweep(path: str, workers: int | None = None) -> flowmap.ValidationReport:
     """Sweep the squid axon into one record array, and prove that it is whole.
 
@@ -367,32 +368,32 @@ def parameter_sweep(path: str, workers: int | None = None) -> flowmap.Validation
 
 def main() -> None:
     """Run the flow from the command line and say where everything is."""
-    results = Path(__file__).resolve().parent.parent / "results"
     parser = argparse.ArgumentParser(description=parameter_sweep.__doc__)
-    parser.add_argument("--out", type=Path, default=results / "parameter_sweep.npy")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--workers", type=int, default=None, help="default: one a core")
     options = parser.parse_args()
     path = options.out.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     state = parameter_sweep(str(path), workers=options.workers, return_state=True)
-    report = state.result()
-    picture = path.with_suffix(".png")
-    plot_rates(path, picture)
-    print_summary(path, report.digest, picture, state.state_details.flow_run_id)
+    digest = state.result().digest
+    plot_rates(path, picture := path.with_suffix(".png"))
+    print_summary(path, digest, picture, state.state_details.flow_run_id)
 
 
-def print_summary(path: Path, digest: str, picture: Path, run_id: UUID | None) -> None:
+def print_summary(path: Path, digest: str | None, picture: Path, run_id: UUID | None) -> None:
     """Say where the array, its picture and the record of the run are."""
     rows = np.load(path, mmap_mode="r")
-    fired = int(np.count_nonzero(rows["rate"]))
     served = url_for("flow-run", obj_id=run_id)
-    url = served or url_for("flow-run", obj_id=run_id, default_base_url=UI_URL)
+    url = served or f"http://127.0.0.1:4200/runs/flow-run/{run_id}"
     print(f"\narray    {path}")
-    print(f"shape    {rows.shape}, {fired} of them firing repetitively")
+    print(
+        f"shape    {rows.shape}, {np.count_nonzero(rows['rate'])} of them firing repetitively"
+    )
     print(f"dtype    {rows.dtype}")
     print(f"digest   {digest}")
     print(f"picture  {picture}")
-    print(f"run      {url}" + ("" if served else "  (after: prefect server start)"))
+    start = f"{os.path.relpath(Path(sys.executable).with_name('prefect'))} server start"
+    print(f"run      {url}" + ("" if served else f"  (after: {start})"))
 
 
 if __name__ == "__main__":

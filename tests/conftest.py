@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import tempfile
 
 import hypothesis
 import pytest
 
 hypothesis.settings.register_profile("flowmap", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("flowmap")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Before Prefect is first imported, since its threads read the settings of the process: a
+# home of its own, and the address where tests that need a server will start one.
+_HOME = tempfile.TemporaryDirectory(prefix="prefect-")
+os.environ["PREFECT_HOME"] = _HOME.name
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{_free_port()}/api"
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
 NO_SKIPS = os.environ.get("FLOWMAP_TEST_NO_SKIPS") == "1"
 

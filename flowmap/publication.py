@@ -1,0 +1,183 @@
+"""Publishing a target: built whole under a private name, and given its own name last."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from typing import TYPE_CHECKING
+
+from flowmap.errors import ForeignFileError, TargetExistsError, storage_error
+from flowmap.job import FORMAT, Job, Sidecar
+from flowmap.ledger import create_ledger
+from flowmap.storage import (
+    PAGE,
+    created,
+    link,
+    publish_json,
+    reserve,
+    sync_folder,
+    write_all,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_RECORDS = (
+    *("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*.json"),
+    *(".target.*", ".ledger.*", ".*.json.*"),  # private names of what was cut short
+)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for the records, where there is none yet.
+
+    Raises:
+        ForeignFileError: Something else has its name.
+        StorageError: It cannot be made.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise ForeignFileError(
+            f"{folder}, where the records go, is there and is no folder. Move it away.",
+            path=str(folder),
+        ) from error
+    except OSError as error:
+        raise storage_error(error, "cannot make the folder for the records", folder) from error
+    if folder.is_symlink():
+        raise ForeignFileError(
+            f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",
+            path=str(folder),
+        )
+
+
+def publish(job: Job, header: bytes) -> None:
+    """Make the target and its records; the caller holds the header lock.
+
+    Both are built whole under private names first, so that a full disk changes nothing. A
+    new target gets its name last. Where one is replaced, `job.json` goes first and comes
+    last, so that at no point an old ledger vouches for a new file.
+
+    Args:
+        job: What to allocate.
+        header: The bytes before the data.
+
+    Raises:
+        TargetExistsError: The name was taken meanwhile, by a program other than flowmap.
+        StorageError: There is no space, or no permission.
+    """
+    sidecar = Sidecar.of(job.path)
+    target = sidecar.folder / f".target.{job.id}"
+    ledger = sidecar.folder / f".ledger.{job.id}"
+    try:
+        with _removed_after(target, ledger):
+            _build(job, header, target)
+            create_ledger(ledger, len(job.plan))
+            if os.path.lexists(job.path):
+                _replace(job, sidecar, target, ledger)
+            else:
+                _name_anew(job, sidecar, target, ledger)
+    except TargetExistsError:
+        raise
+    except OSError as error:
+        raise storage_error(error, _advice(error, job), job.path) from error
+
+
+def _build(job: Job, header: bytes, target: Path) -> None:
+    with created(target) as descriptor:
+        if job.reserve:
+            reserve(descriptor, job.size)
+        else:
+            os.ftruncate(descriptor, job.size)
+        write_all(descriptor, header, 0)
+        os.fsync(descriptor)
+
+
+def _replace(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
+    publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
+    _clear(sidecar, keep=(target, ledger, sidecar.intent))
+    ledger.rename(sidecar.ledger)
+    sync_folder(sidecar.folder)
+    target.rename(job.path)
+    sync_folder(job.path.parent)
+    publish_json(sidecar.job, job.document())
+    sidecar.intent.unlink()
+    sync_folder(sidecar.folder)
+
+
+def _name_anew(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
+    try:
+        _clear(sidecar, keep=(target, ledger))  # of a job whose target is gone
+        ledger.rename(sidecar.ledger)
+        sync_folder(sidecar.folder)
+        publish_json(sidecar.job, job.document())
+        sync_folder(job.path.parent)
+        _name(target, job.path)
+    except BaseException:
+        if not _is_named(target, job.path):
+            _clear(sidecar, keep=())
+        raise
+    sync_folder(job.path.parent)
+
+
+def _name(private: Path, path: Path) -> None:
+    """Give the whole file its name, which must be free."""
+    try:
+        link(private, path)
+    except FileExistsError:
+        # NFS may answer so to its own repeated request: then it is this very file.
+        if _is_named(private, path):
+            return
+        raise TargetExistsError(
+            f"{path} appeared while it was being allocated, by a program other than flowmap. "
+            "Choose another path.",
+            path=str(path),
+        ) from None
+
+
+def _is_named(private: Path, path: Path) -> bool:
+    """Return whether the file has its name: by a link, or by a rename that left no other."""
+    if not os.path.lexists(path):
+        return False
+    try:
+        return os.path.samestat(private.lstat(), path.lstat())
+    except FileNotFoundError:
+        return True
+
+
+def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
+    """Remove the records of a job that is void, its `job.json` first."""
+    sidecar.job.unlink(missing_ok=True)
+    sync_folder(sidecar.folder)
+    for pattern in _RECORDS:
+        for entry in sidecar.folder.glob(pattern):
+            if entry not in keep:
+                entry.unlink()
+
+
+@contextlib.contextmanager
+def _removed_after(*paths: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for path in paths:
+            # Gone, or what is left is a second name of the whole target, which the next
+            # allocation removes: neither is worth hiding how the first one went.
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _advice(error: OSError, job: Job) -> str:
+    tried = (
+        f"cannot allocate {job.size} bytes, and {len(job.plan) * PAGE} for the records of "
+        f"{len(job.plan)} segments"
+    )
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return tried
+    return (
+        f"{tried}; free some space or choose another disk, or pass reserve=False for a sparse "
+        "file"
+    )

@@ -1,0 +1,218 @@
+"""The flow `fill-array`, against a real Prefect server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from prefect.exceptions import ParameterTypeError
+
+import flowmap
+from flowmap import fillers
+from flowmap.errors import JobBusyError, OtherJobError, SegmentsFailedError
+from flowmap.lease import leased
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect_layer.conftest import Server
+
+
+@flowmap.filler
+def halves(
+    out: np.ndarray[Any, Any], block: flowmap.Block, fail: list[int] | None = None
+) -> None:
+    """Fill rows with half their number; raise at the rows in `fail`."""
+    if fail and any(block.start <= row < block.stop for row in fail):
+        raise ArithmeticError("diverged")
+    out[...] = np.arange(block.start, block.stop) / 2
+
+
+def test_defaults_fill_an_array(server: Server, tmp_path: Path) -> None:
+    """Nothing but a path is needed; every task run completes under its segment's name."""
+    path = tmp_path / "out.npy"
+    report = flowmap.fill_array(str(path))
+    assert report.ok
+    assert report.sealed
+    assert np.array_equal(np.load(path), np.arange(1_000_000.0))
+    run = server.newest_run()
+    segments = flowmap.open_target(path).segments
+    runs = server.task_runs(run["id"], len(segments) + 2)
+    assert {r["state_name"] for r in runs.values()} == {"Completed"}
+    assert {name for name in runs if "segment" in name} == {s.name for s in segments}
+    assert run["state_name"] == "Completed"
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"])
+def test_every_parameter_reaches_the_job(server: Server, tmp_path: Path, executor: str) -> None:
+    """Shape, dtype, order, segments, blocks and arguments are those that were asked for."""
+    path = tmp_path / "out.npy"
+    flowmap.fill_array(
+        str(path),
+        shape=[4, 300],
+        dtype=[["t", "<f8"], ["v", "<f4", [3]]],
+        arguments={"start": 2.0, "step": 0.5},
+        segments=3,
+        block_rows=7,
+        durability="end",
+        executor=executor,
+        workers=1,
+        fortran_order=True,
+        reserve=False,
+        finite=True,
+    )
+    target = flowmap.open_target(path)
+    assert target.fortran_order
+    assert [s.rows for s in target.segments] == [100, 100, 100]
+    assert target.job.block_rows == 7
+    assert not target.pending()
+    values = np.load(path)
+    assert values.flags.f_contiguous
+    assert np.array_equal(values["t"], np.tile(2 + 0.5 * np.arange(300), (4, 1)))
+
+
+def test_failed_segments_are_named_and_only_they_run_again(
+    server: Server, tmp_path: Path
+) -> None:
+    """One failing segment does not stop the others; the message says how to go on."""
+    path = tmp_path / "out.npy"
+    asked = {
+        "shape": 100,
+        "filler": f"{__name__}:halves",
+        "segments": 10,
+        "executor": "threads",
+    }
+    with pytest.raises(SegmentsFailedError) as caught:
+        flowmap.fill_array(str(path), **asked, arguments={"fail": [55]})
+    message = str(caught.value)
+    assert "1 of 10 segments" in message
+    assert "segment 0005 [50:60]" in message
+    assert "ArithmeticError: diverged" in message
+    assert "fills only those that are missing" in message
+    run = server.newest_run()
+    assert run["state_type"] == "FAILED"
+    assert "segment 0005 [50:60]" in run["state"]["message"]
+    runs = server.task_runs(run["id"], 11)
+    assert [n for n, r in runs.items() if r["state_type"] == "FAILED"] == [
+        "segment 0005 [50:60]"
+    ]
+    assert len(flowmap.open_target(path).pending()) == 1
+
+    with pytest.raises(OtherJobError, match=r"fail=\[55\]"):
+        flowmap.fill_array(str(path), **asked)
+    with pytest.raises(SegmentsFailedError):
+        flowmap.fill_array(str(path), **asked, arguments={"fail": [55]})
+    again = server.task_runs(server.newest_run()["id"], 2)
+    assert set(again) == {"allocate", "segment 0005 [50:60]"}
+
+
+def test_finished_job_computes_nothing(server: Server, tmp_path: Path) -> None:
+    """Running a job that is done validates it, and that is all."""
+    path = str(tmp_path / "out.npy")
+    flowmap.fill_array(path, shape=100, executor="threads")
+    assert flowmap.fill_array(path, shape=100, executor="threads").ok
+    assert set(server.task_runs(server.newest_run()["id"], 2)) == {"allocate", "validate"}
+
+
+def test_objects_are_turned_into_their_names(server: Server, tmp_path: Path) -> None:
+    """A filler that can be imported and a dtype are shown as what names them."""
+    flowmap.fill_array(
+        str(tmp_path / "out.npy"),
+        shape=10,
+        filler=fillers.arange,
+        dtype=np.dtype([("a", "<f8"), ("b", "<i2", (2,))]),
+        executor="threads",
+    )
+    shown = server.newest_run()["parameters"]
+    assert shown["filler"] == "flowmap.fillers:arange"
+    assert shown["dtype"] == [["a", "<f8"], ["b", "<i2", [2]]]
+
+
+def test_filler_without_a_name_is_refused(server: Server, tmp_path: Path) -> None:
+    """What cannot be imported by its name is refused, and no file is made."""
+    nameless = flowmap.filler(lambda out, block: None)
+    with pytest.raises((ValueError, ParameterTypeError), match="cannot be imported"):
+        flowmap.fill_array(str(tmp_path / "out.npy"), filler=nameless)
+    assert not list(tmp_path.iterdir())
+
+
+def test_second_run_is_told_who_has_the_job(server: Server, tmp_path: Path) -> None:
+    """While one run fills a job another is refused, with the name of the first."""
+    path = tmp_path / "out.npy"
+    target = flowmap.allocate(path, 100, "<f8", filler="flowmap.fillers:arange")
+    with (
+        leased(target.job, "busy-bee"),
+        pytest.raises(JobBusyError, match="busy-bee is filling"),
+    ):
+        flowmap.fill_array(str(path), shape=100, executor="threads")
+    assert flowmap.fill_array(str(path), shape=100, executor="threads").ok
+
+
+SLOW = """
+import time
+import flowmap
+
+@flowmap.filler
+def slow(out, block):
+    print("filling", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_flow_leaves_nothing_running(
+    server: Server, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Ctrl-C, or what ends a job, ends the workers too; the job can be run again."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    path = tmp_path / "out.npy"
+    call = f"flowmap.fill_array({str(path)!r}, 100, filler='slow:slow', segments=9)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import flowmap; {call}"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != b"filling\n":
+        assert process.poll() is None
+    # Ctrl-C reaches the whole foreground group, kill(1) the process alone.
+    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+    assert process.wait(60) != 0
+    process.stdout.read()  # ends when the last worker has closed its end
+    process.stdout.close()
+    target = flowmap.open_target(path)
+    assert len(target.pending()) == 9
+    with leased(target.job, "the next run"):
+        pass
+
+
+def test_ui_gets_a_progress_bar_and_a_summary(server: Server, tmp_path: Path) -> None:
+    """One progress artifact, full at the end, and one table that says how to open the file."""
+    path = tmp_path / "My Out.npy"
+    report = flowmap.fill_array(str(path), shape=1000, segments=4, executor="threads")
+    run = {"flow_runs": {"id": {"any_": [server.newest_run()["id"]]}}}
+    artifacts = {a["key"]: a for a in server.ask("artifacts/filter", **run)}
+    assert artifacts["flowmap-progress-my-out-npy"]["data"] == 100
+    summary = artifacts["flowmap-summary-my-out-npy"]["data"]
+    assert str(path) in summary
+    assert report.digest is not None
+    assert report.digest in summary
+
+
+def test_form_describes_every_parameter() -> None:
+    """The form has a text for each parameter, defaults for all but the path, and choices."""
+    schema = flowmap.fill_array.parameters.model_dump()
+    assert schema["required"] == ["path"]
+    for name, field in schema["properties"].items():
+        assert field.get("description"), name
+        assert name == "path" or "default" in field, name
+    assert schema["properties"]["executor"]["enum"] == ["processes", "threads"]
+    assert schema["properties"]["durability"]["enum"] == ["segment", "end"]
+    assert schema["properties"]["exist"]["enum"] == ["resume", "error", "overwrite"]

@@ -1,0 +1,59 @@
+"""The README is executed: each script is saved under its name, each command is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markdown_it import MarkdownIt
+
+if TYPE_CHECKING:
+    import pytest
+    from prefect_layer.conftest import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_snippet_of_the_readme_runs(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who pastes the snippets in order gets arrays that are right."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    printed = ""
+    fences = [
+        t for t in MarkdownIt().parse((ROOT / "README.md").read_text()) if t.type == "fence"
+    ]
+    for fence in fences:
+        if fence.info == "python":
+            name = re.match(r"# (\w+\.py)\n", fence.content)
+            assert name is not None, "the first line of a script is its name"
+            Path(name[1]).write_text(fence.content)
+            continue
+        assert fence.info == "console", f"nothing executes {fence.info!r}"
+        for line in fence.content.splitlines():
+            command = line.removeprefix("$ ")
+            done = subprocess.run(
+                command, shell=True, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+            printed += done.stdout
+    assert "squares.npy is valid: digest" in printed
+    assert "segment 0002" in printed, "what was reset is missing"
+    assert np.load("squares.npy", mmap_mode="r")[-1] == 0.5 * 9_999_999.0**2
+    assert np.load("sweep.npy", mmap_mode="r").shape == (1_000_000,)
+    assert np.load("table.npy", mmap_mode="r")[-1, 0] == 1999
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    """The two commands that the README begins with are targets of the Makefile."""
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    commands = re.findall(r"^    make (\w+)$", readme, re.MULTILINE)
+    assert commands == ["run", "test"]
+    for target in commands:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -1,0 +1,408 @@
+"""Publishing a target: cut short, failing and racing at every step, it stays all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import flowmap
+import flowmap.publication
+from flowmap import storage
+from flowmap.errors import DamagedJobError, FlowmapError, StorageError, TargetExistsError
+from flowmap.fillers import arange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLAIN: dict[str, Any] = {"shape": (100, 3), "dtype": "<f8", "segments": 4}
+CALLS = ("open", "mkdir", "ftruncate", "pwrite", "fsync", "rename", "link", "unlink")
+TIDY = ["header.lock", "job.json", "ledger.npy"]
+
+
+def allocate(path: Path, **changes: Any) -> flowmap.Target:
+    """Allocate a small plain target, but for the changes."""
+    return flowmap.allocate(path, **(PLAIN | changes))
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder."""
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def _begin(case: str, folder: Path) -> Path:
+    """Prepare a folder for a case: nothing, a void sidecar, a filled job or a foreign file."""
+    path = folder / "a.npy"
+    if case == "foreign":
+        np.save(path, np.arange(7))
+    elif case != "fresh":
+        flowmap.fill(allocate(path), arange, executor="threads", workers=1)
+        assert flowmap.validate(path).ok
+        if case == "void":
+            path.unlink()
+    return path
+
+
+def _check_aftermath(case: str, path: Path, old: bytes | None) -> None:
+    """Check that what was cut short is all or nothing, says so, and can be mended."""
+    replaced = case in ("job", "foreign")
+    try:
+        target = flowmap.open_target(path)
+    except FileNotFoundError:
+        assert not replaced
+    except DamagedJobError as error:
+        assert replaced
+        assert "cut short" in str(error)  # noqa: PT017 -- one of three outcomes
+        with pytest.raises(DamagedJobError, match="cut short"):
+            allocate(path)
+        with pytest.raises(TargetExistsError):
+            allocate(path, exist="error")
+    except ValueError as error:
+        assert case == "foreign"
+        assert "not allocated by flowmap" in str(error)  # noqa: PT017 -- likewise
+        assert path.read_bytes() == old
+    else:
+        if path.read_bytes() == old:
+            assert target.pending() == []
+            assert flowmap.validate(path).ok
+        else:
+            assert len(target.pending()) == 4
+            assert not np.load(path).any()
+        assert allocate(path).id == target.id
+    mended = allocate(path, exist="overwrite" if replaced else "resume")
+    assert len(mended.pending()) == 4
+    assert not np.load(path).any()
+    left = names(path.with_name("a.npy.flowmap"))
+    assert [name for name in left if not name.startswith(".target.")] == TIDY
+    anew = allocate(path, exist="overwrite")
+    assert names(path.with_name("a.npy.flowmap")) == TIDY
+    flowmap.fill(anew, arange, executor="threads", workers=1)
+    assert flowmap.validate(path).ok
+
+
+class _Counted:
+    """Count calls of the operating system; do something at the n-th."""
+
+    def __init__(self, nth: int, then: Callable[[], None]) -> None:
+        self.left = nth
+        self.then = then
+
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                self.then()
+            return call(*arguments, **options)
+
+        return counted
+
+
+CASES = {"fresh": "resume", "void": "resume", "job": "overwrite", "foreign": "overwrite"}
+
+
+class TestCutShort:
+    """Killed, or failing, at each call of the operating system in turn."""
+
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only exits
+    @pytest.mark.parametrize("case", CASES)
+    def test_killed(self, tmp_path: Path, case: str) -> None:
+        """Killed before any call, what is left is the old, nothing, or named as not whole."""
+        outcomes = Counter[int]()
+        for nth in range(1, 200):
+            folder = tmp_path / str(nth)
+            folder.mkdir()
+            path = _begin(case, folder)
+            old = path.read_bytes() if path.exists() else None
+            done = self._killed_at(nth, path, CASES[case])
+            outcomes[done] += 1
+            if not done:
+                break
+            _check_aftermath(case, path, old)
+        assert outcomes[0] == 1
+        assert outcomes[9] > 15
+        assert set(outcomes) == {0, 9}
+
+    @staticmethod
+    def _killed_at(nth: int, path: Path, exist: str) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                counted = _Counted(nth, lambda: os._exit(9))
+                for name in CALLS:
+                    setattr(os, name, counted.wrap(getattr(os, name)))
+                allocate(path, exist=exist)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+    @pytest.mark.parametrize("case", CASES)
+    def test_failing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, number: int
+    ) -> None:
+        """A call that fails gives its errno, and leaves no bytes of what was being built."""
+        for nth in range(1, 200):
+            folder = tmp_path / str(nth)
+            folder.mkdir()
+            path = _begin(case, folder)
+            old = path.read_bytes() if path.exists() else None
+
+            def fail() -> None:
+                raise OSError(number, os.strerror(number))
+
+            with monkeypatch.context() as patch:
+                counted = _Counted(nth, fail)
+                for name in CALLS:
+                    patch.setattr(os, name, counted.wrap(getattr(os, name)))
+                try:
+                    allocate(path, exist=CASES[case])
+                except FlowmapError as error:
+                    assert isinstance(error, StorageError)  # noqa: PT017 -- or none, at last
+                    assert error.errno == number  # noqa: PT017 -- likewise
+                else:
+                    if counted.left > 0:
+                        break  # it takes no more calls
+            if case == "fresh" and not path.exists():
+                assert names(folder) in ([], ["a.npy.flowmap"])
+                for left in folder.glob("a.npy.flowmap/*"):
+                    assert (left.name, left.stat().st_size) == ("header.lock", 0)
+            if not path.exists():
+                assert not list(folder.glob("a.npy.flowmap/.*"))
+            _check_aftermath(case, path, old)
+        assert 15 < nth < 200
+
+    def test_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C at any step leaves a whole target, or no bytes."""
+        for nth in range(1, 200):
+            folder = tmp_path / str(nth)
+            folder.mkdir()
+            path = folder / "a.npy"
+
+            def interrupt() -> None:
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                counted = _Counted(nth, interrupt)
+                for name in CALLS:
+                    patch.setattr(os, name, counted.wrap(getattr(os, name)))
+                with contextlib.suppress(KeyboardInterrupt):
+                    allocate(path)
+            if counted.left > 0:
+                break
+            if path.exists():
+                assert len(flowmap.open_target(path).pending()) == 4
+            else:
+                for left in folder.glob("a.npy.flowmap/*"):
+                    assert (left.name, left.stat().st_size) == ("header.lock", 0)
+        assert 15 < nth < 200
+
+    def test_old_ledger_never_vouches(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While a target is replaced there is no `job.json`; its return is the last step."""
+        path = _begin("job", tmp_path)
+        job, seen = tmp_path / "a.npy.flowmap/job.json", []
+        old = json.loads(job.read_text())["id"]
+        rename = os.rename
+
+        def watched(source: Any, destination: Any, **options: Any) -> None:
+            seen.append((Path(destination).name, job.exists()))
+            rename(source, destination, **options)
+
+        monkeypatch.setattr(os, "rename", watched)
+        new = allocate(path, exist="overwrite").id
+        assert new != old
+        assert seen == [
+            ("overwrite.json", True),
+            ("ledger.npy", False),
+            ("a.npy", False),
+            ("job.json", False),
+        ]
+
+    def test_order_of_syncs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All that vouches for a new target is on disk before it gets its name."""
+        steps: list[str] = []
+        fsync, link, rename = os.fsync, os.link, os.rename
+
+        def synced(descriptor: int) -> None:
+            steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+            fsync(descriptor)
+
+        def linked(source: Any, destination: Any, **options: Any) -> None:
+            steps.append("link")
+            link(source, destination, **options)
+
+        def renamed(source: Any, destination: Any, **options: Any) -> None:
+            steps.append(f"rename {Path(destination).name}")
+            rename(source, destination, **options)
+
+        for name, call in (("fsync", synced), ("link", linked), ("rename", renamed)):
+            monkeypatch.setattr(os, name, call)
+        target = allocate(tmp_path / "a.npy")
+        tidy = [step.replace(target.id, "ID") for step in steps]
+        folder, parent = "sync a.npy.flowmap", f"sync {tmp_path.name}"
+        assert tidy[:2] == ["sync .target.ID", "sync .ledger.ID"]
+        published = tidy.index("rename job.json")
+        assert folder in tidy[tidy.index("rename ledger.npy") : published]
+        assert tidy[published - 1].startswith("sync .job.json.")
+        assert tidy[published:] == ["rename job.json", folder, parent, "link", parent]
+
+
+class TestName:
+    """Giving the whole file its name."""
+
+    @pytest.fixture(params=["link", "rename"])
+    def naming(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        """With hard links, and without."""
+        if request.param == "rename":
+
+            def refuse(*_: Any, **__: Any) -> None:
+                raise OSError(errno.EPERM, "no hard links here")
+
+            monkeypatch.setattr(os, "link", refuse)
+        return str(request.param)
+
+    def test_named(self, tmp_path: Path, naming: str) -> None:
+        """Where there are no hard links a rename that replaces nothing does it."""
+        target = allocate(tmp_path / "a.npy")
+        assert names(tmp_path / "a.npy.flowmap") == TIDY
+        assert target.path.stat().st_nlink == 1
+        assert allocate(target.path).id == target.id
+
+    @pytest.mark.parametrize("kind", ["file", "link"])
+    def test_taken_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naming: str, kind: str
+    ) -> None:
+        """What another program puts there meanwhile stays; nothing of ours is left."""
+        path, link = tmp_path / "a.npy", storage.link
+
+        def late(private: Path, name: Path) -> None:
+            if kind == "file":
+                name.write_text("mine")
+            else:
+                name.symlink_to(private)
+            link(private, name)
+
+        monkeypatch.setattr(flowmap.publication, "link", late)
+        with pytest.raises(TargetExistsError, match="appeared while"):
+            allocate(path)
+        assert path.is_symlink() if kind == "link" else path.read_text() == "mine"
+        assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
+
+    def test_answered_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """NFS may say "exists" of the very link that it made: then all is well."""
+        link = storage.link
+
+        def repeated(private: Path, name: Path) -> None:
+            link(private, name)
+            raise FileExistsError(errno.EEXIST, "exists")
+
+        monkeypatch.setattr(flowmap.publication, "link", repeated)
+        target = allocate(tmp_path / "a.npy")
+        assert flowmap.open_target(target.path).id == target.id
+
+    def test_link_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Any other failure of the link is no reason to try it otherwise."""
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EDQUOT, "quota")
+
+        monkeypatch.setattr(os, "link", refuse)
+        with pytest.raises(StorageError, match="free some space") as caught:
+            allocate(tmp_path / "a.npy")
+        assert caught.value.errno == errno.EDQUOT
+        assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
+
+
+_RACE = """
+import multiprocessing, os, sys
+from pathlib import Path
+import flowmap
+from flowmap.errors import FlowmapError
+
+def run(number, folder, rounds, barrier, how):
+    for turn in range(rounds):
+        barrier.wait()
+        options = {"shape": (100, 3), "dtype": "<f8", "segments": 4, **how(number)}
+        try:
+            outcome = flowmap.allocate(Path(folder, f"{turn}.npy"), **options).id
+        except FlowmapError as error:
+            outcome = type(error).__name__
+        Path(folder, f"{turn}-{number}.txt").write_text(outcome)
+
+if __name__ == "__main__":
+    how = eval(sys.argv[2])
+    context = multiprocessing.get_context("fork")
+    count, rounds = 16, 8
+    barrier = context.Barrier(count)
+    children = [
+        context.Process(target=run, args=(number, sys.argv[1], rounds, barrier, how))
+        for number in range(count)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    sys.exit(max(child.exitcode for child in children))
+"""
+
+
+def _race(folder: Path, how: str) -> list[list[str]]:
+    """Let 16 processes allocate the same paths at once; return the outcomes of each round."""
+    script = folder / "race.py"
+    script.write_text(_RACE)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, str(script), str(folder), how], check=True, env=environment)
+    return [
+        [(folder / f"{turn}-{number}.txt").read_text() for number in range(16)]
+        for turn in range(8)
+    ]
+
+
+class TestRaces:
+    """Sixteen processes at once, eight times over."""
+
+    def test_all_attach_to_one(self, tmp_path: Path) -> None:
+        """One makes the file, and all agree on whose it is."""
+        for turn, outcomes in enumerate(_race(tmp_path, "lambda number: {}")):
+            target = flowmap.open_target(tmp_path / f"{turn}.npy")
+            assert set(outcomes) == {target.id}
+            assert names(tmp_path / f"{turn}.npy.flowmap") == TIDY
+            assert target.path.stat().st_nlink == 1
+
+    def test_one_of_them_all(self, tmp_path: Path) -> None:
+        """With exist="error" exactly one succeeds."""
+        for turn, outcomes in enumerate(_race(tmp_path, "lambda number: {'exist': 'error'}")):
+            made = flowmap.open_target(tmp_path / f"{turn}.npy").id
+            assert Counter(outcomes) == {made: 1, "TargetExistsError": 15}
+
+    def test_different_jobs(self, tmp_path: Path) -> None:
+        """Of different jobs one wins; the others are told that it is not theirs."""
+        how = "lambda number: {'shape': (100 + number % 2, 3)}"
+        for turn, outcomes in enumerate(_race(tmp_path, how)):
+            target = flowmap.open_target(tmp_path / f"{turn}.npy")
+            assert Counter(outcomes) == {target.id: 8, "OtherJobError": 8}
+            winner = target.shape[0] - 100
+            assert {outcomes[number] for number in range(winner, 16, 2)} == {target.id}
+
+    def test_overwrite_against_resume(self, tmp_path: Path) -> None:
+        """Among overwriting ones, those that resume get a job that was there, and no error."""
+        how = "lambda number: {'exist': ('resume', 'overwrite')[number % 4 == 0]}"
+        for turn, outcomes in enumerate(_race(tmp_path, how)):
+            target = flowmap.open_target(tmp_path / f"{turn}.npy")
+            assert all(len(outcome) == 32 for outcome in outcomes)
+            assert len(set(outcomes[::4])) == 4
+            assert target.id in outcomes[::4]
+            assert len(target.pending()) == 4
+            assert not np.load(target.path).any()
+            assert names(tmp_path / f"{turn}.npy.flowmap") == TIDY
