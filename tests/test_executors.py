@@ -340,9 +340,11 @@ def test_workers_are_not_forked(tmp_path: Path) -> None:
 
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 import numpy as np
 import flowmap
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
 
 @flowmap.filler
 def slow(out, block):

@@ -168,7 +168,7 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
     target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that showed no sign of life loses the job, and says so when it wakes."""
-    noticed = threading.Event()
+    woken, noticed = threading.Event(), threading.Event()
     run = Sidecar.of(target.path).run
     taken = False
 
@@ -179,7 +179,7 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
             stale = read_json(run) | {"machine": "elsewhere", "refreshed": time.time() - 61}
             publish_json(run, stale)
             with leased(target.job, "the second run"):
-                monkeypatch.setattr(lease, "REFRESH", 0.01)
+                woken.set()
                 assert noticed.wait(60)
         ramp(out, block)
 
@@ -191,8 +191,15 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
             noticed.set()
         return ours
 
+    refresh = lease.Lease.refresh_until_ended
+
+    def asleep(held: lease.Lease) -> None:
+        woken.wait(60)
+        refresh(held)
+
     monkeypatch.setattr(lease.Lease, "_is_ours", looked)
-    monkeypatch.setattr(lease, "REFRESH", 0.5)
+    monkeypatch.setattr(lease.Lease, "refresh_until_ended", asleep)
+    monkeypatch.setattr(lease, "REFRESH", 0.01)
     with pytest.raises(JobBusyError, match="the second run"):
         flowmap.fill(target, slow, executor="threads", workers=1)
     assert len(target.pending()) >= 2

@@ -13,10 +13,11 @@ import pytest
 from support import damage, logged, logged_rows, ramp, rows, run, script, states
 
 import flowmap
-from flowmap.errors import FillerError, StorageError
+from flowmap.errors import ClaimLostError, FillerError, StorageError
 from flowmap.fillers import Work
+from flowmap.ledger import Claim
 from flowmap.records import SegmentRecord
-from flowmap.storage import write_all
+from flowmap.storage import read_into, write_all
 from flowmap.write import fill_work
 
 if TYPE_CHECKING:
@@ -197,6 +198,25 @@ def test_damaged_rows_are_computed_again(
     assert calls == list(range(kept, ROWS, BLOCK))
     assert flowmap.validate(target).ok
     np.testing.assert_array_equal(target.asarray(), np.sqrt(np.arange(ROWS)))
+
+
+def test_an_attempt_that_is_overtaken_rewrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[tuple[int, bytes]]
+) -> None:
+    """While it takes over an earlier attempt's rows, too, a zombie must not write old bytes."""
+    target = half_filled(tmp_path, monkeypatch, durable=0, done=8)
+    written.clear()
+
+    def overtaken(*arguments: Any) -> int:
+        with target.job.ledger(write=True) as ledger:
+            record = ledger.read(0, 0, ROWS)
+            Claim(ledger, record, record.work, state="running")
+        return read_into(*arguments)
+
+    monkeypatch.setattr("flowmap.attempt.read_into", overtaken)
+    with pytest.raises(ClaimLostError):
+        flowmap.fill_segment(target.segments[0], ramp)
+    assert not written
 
 
 def test_a_bad_sector_is_computed_again(
