@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from flowmap.fillers import filler
     from flowmap.flow import fill_array
     from flowmap.records import SegmentRecord
+    from flowmap.report import ValidationReport
     from flowmap.segments import Block, Segment
     from flowmap.target import Target, open_target
     from flowmap.tasks import alloc_task, fill_task, pending_task, validate_task, write_task
-    from flowmap.validation import ValidationReport, reset, validate
+    from flowmap.validation import reset, validate
     from flowmap.write import fill_segment, write_segment
 
 _HOMES: Final = {
@@ -42,7 +43,7 @@ _HOMES: Final = {
     "SegmentRecord": "records",
     "Target": "target",
     "ValidationFailed": "errors",
-    "ValidationReport": "validation",
+    "ValidationReport": "report",
     "alloc_task": "tasks",
     "allocate": "alloc",
     "executor": "executors",

@@ -15,8 +15,8 @@ from prefect.artifacts import (
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from flowmap.report import ValidationReport
     from flowmap.target import Target
-    from flowmap.validation import ValidationReport
 
 _SECONDS: Final = 2.0  # between two updates: each is an API call
 

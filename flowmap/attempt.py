@@ -24,6 +24,7 @@ from flowmap.errors import (
     WrongTypeError,
     storage_error,
 )
+from flowmap.job import Sidecar, read_job
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.segments import Segment
 from flowmap.storage import (
@@ -36,7 +37,6 @@ from flowmap.storage import (
     sync_data,
     write_all,
 )
-from flowmap.target import Sidecar, read_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flowmap.fillers import Work
+    from flowmap.job import Job
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
-    from flowmap.target import Job
 
 
 class Attempt:

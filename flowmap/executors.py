@@ -17,8 +17,8 @@ from flowmap.errors import (
     SegmentsFailedError,
 )
 from flowmap.fillers import Work
+from flowmap.integers import whole
 from flowmap.lease import leased
-from flowmap.segments import Segment, whole
 from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
 from flowmap.workers import Processes, Threads
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from flowmap.fillers import Filler
     from flowmap.records import SegmentRecord
+    from flowmap.segments import Segment
 
 ExecutorName = Literal["processes", "threads"]
 EXECUTORS = get_args(ExecutorName)

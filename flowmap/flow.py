@@ -20,9 +20,9 @@ from flowmap.fillers import Work, mark_of
 from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
+from flowmap.report import ValidationReport
 from flowmap.storage import available_cpus
 from flowmap.tasks import alloc_task, fill_task, validate_task
-from flowmap.validation import ValidationReport
 
 if TYPE_CHECKING:
     from flowmap.segments import Segment

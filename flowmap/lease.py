@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import FlowmapError, JobBusyError, storage_error
+from flowmap.job import FORMAT, Job, Sidecar
 from flowmap.locks import header_lock
 from flowmap.storage import publish_json, read_json, sync_folder
-from flowmap.target import FORMAT, Job, Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

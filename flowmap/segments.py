@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Block", "Plan", "Segment", "plan_blocks", "plan_segments", "whole"]
 
 _SEGMENT_BYTES: Final = 64 << 20  # a second or so of writing: short to retry, cheap to track
 _FEWEST: Final = 64  # many more segments than workers, so that none waits long for the last

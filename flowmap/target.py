@@ -12,7 +12,7 @@ from flowmap.errors import (
     InvalidArgumentError,
     storage_error,
 )
-from flowmap.job import DURABILITIES, FORMAT, Durability, Job, Sidecar, absolute, read_job
+from flowmap.job import Job, absolute, read_job
 from flowmap.records import STATUS
 from flowmap.storage import NotRegularError, opened
 
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from flowmap.segments import Segment
 
 # What the upper floors take from here: a target comes with the job it was allocated for.
-__all__ = [
-    "DURABILITIES",
-    "FORMAT",
-    "Durability",
-    "Job",
-    "Sidecar",
-    "Target",
-    "absolute",
-    "open_target",
-    "read_job",
-]
 
 
 def open_target(path: str | os.PathLike[str]) -> Target:

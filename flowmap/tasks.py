@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
     from flowmap.fillers import Filler
+    from flowmap.job import Durability
     from flowmap.records import SegmentRecord
+    from flowmap.report import ValidationReport
     from flowmap.segments import Segment
-    from flowmap.target import Durability, Target
-    from flowmap.validation import Check, ValidationReport
+    from flowmap.target import Target
+    from flowmap.validation import Check
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
 

@@ -23,6 +23,7 @@ from flowmap.errors import (
     WrongTypeError,
     storage_error,
 )
+from flowmap.job import FORMAT, Job, Sidecar, absolute, read_job
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import FINISHED
 from flowmap.report import ValidationReport
@@ -36,7 +37,6 @@ from flowmap.storage import (
     read_into,
     sync_data,
 )
-from flowmap.target import FORMAT, Job, Sidecar, absolute, read_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from flowmap.records import SegmentRecord
 
     Check = Callable[[NDArray[Any], Block], object]
-
-__all__ = ["Check", "ValidationReport", "reset", "validate"]
 
 
 def validate(

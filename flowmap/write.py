@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from flowmap.attempt import Attempt
     from flowmap.fillers import Filler
+    from flowmap.job import Job
     from flowmap.npy import Layout
     from flowmap.records import SegmentRecord
-    from flowmap.target import Job
 
 
 Casting = Literal["no", "equiv", "safe", "same_kind", "unsafe"]

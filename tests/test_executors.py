@@ -28,8 +28,8 @@ from flowmap.errors import (
     WorkerDiedError,
     WrongTypeError,
 )
+from flowmap.job import Sidecar
 from flowmap.locks import header_lock
-from flowmap.target import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from flowmap.errors import (
     StorageError,
     WrongTypeError,
 )
-from flowmap.target import Sidecar
+from flowmap.job import Sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path

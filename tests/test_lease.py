@@ -16,9 +16,9 @@ from support import ramp, script, start
 import flowmap
 from flowmap import lease
 from flowmap.errors import JobBusyError
+from flowmap.job import Sidecar
 from flowmap.lease import leased
 from flowmap.storage import publish_json, read_json
-from flowmap.target import Sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -37,8 +37,8 @@ from flowmap.errors import (
     ValidationFailed,
     WrongTypeError,
 )
+from flowmap.job import Sidecar
 from flowmap.storage import read_json, sync_data
-from flowmap.target import Sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path
