@@ -173,7 +173,7 @@ class TestDocstrings:
 
 def test_wheel(tmp_path: Path) -> None:
     """The wheel holds every module and `py.typed`, and nothing of the tests or flows."""
-    build = [*("-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps")]
+    build = [*("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")]
     command = [sys.executable, *build, "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("flowmap-*.whl")
