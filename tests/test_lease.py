@@ -164,6 +164,25 @@ def test_a_refresh_that_fails_costs_nothing(
         held.check()
 
 
+def test_a_refresh_under_way_does_not_outlive_the_run(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that is given back while its refresh is being written stays away."""
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path, content: dict[str, Any]) -> None:
+        under_way.set()
+        assert go_on.wait(60)
+        publish_json(path, content)
+
+    monkeypatch.setattr(lease, "REFRESH", 0.01)
+    with leased(target.job, "this run"):
+        monkeypatch.setattr(lease, "publish_json", slow)
+        assert under_way.wait(60)
+        threading.Timer(0.2, go_on.set).start()
+    assert not Sidecar.of(target.path).run.exists()
+
+
 def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
     target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
