@@ -6,15 +6,15 @@ import itertools
 import math
 import operator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import InvalidArgumentError
+from flowmap.errors import InvalidArgumentError, WrongTypeError
 from flowmap.integers import whole, wholes
 from flowmap.storage import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 
 _SEGMENT_BYTES: Final = 64 << 20  # a second or so of writing: short to retry, cheap to track
@@ -42,6 +42,8 @@ class Segment:
     stop: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, Path):
+            raise WrongTypeError(f"path is {self.path!r}; a segment has a pathlib.Path.")
         if not 0 <= self.start <= self.stop or self.index < 0:
             raise InvalidArgumentError(
                 f"No segment can have index {self.index} and rows {self.start} to {self.stop}."
