@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from flowmap._version import __version__
-from flowmap.attempt import describe
+from flowmap.arguments import whole
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -27,10 +27,10 @@ from flowmap.errors import (
     StorageError,
     TargetExistsError,
     WrongTypeError,
+    short,
     storage_error,
 )
-from flowmap.fillers import Work
-from flowmap.integers import whole
+from flowmap.fillers import Work, describe
 from flowmap.job import DURABILITIES, Durability, Job, Sidecar, absolute
 from flowmap.locks import header_lock
 from flowmap.npy import Layout, header_digest
@@ -218,13 +218,14 @@ class _Wanted:
             "shape": (job.layout.shape, self.layout.shape),
             "dtype": (job.layout.dtype, self.layout.dtype),
             "fortran_order": (job.layout.fortran_order, self.layout.fortran_order),
-            "segments": (job.plan.runs, self.plan.runs),
+            "segments": (job.plan, self.plan),
             "block_rows": (job.block_rows, self.block_rows),
             "durability": (job.durability, self.durability),
         }
         for name, (there, wanted) in pairs.items():
             if there != wanted:
-                self._refuse(f"{name} {there}", f"{name} {wanted}")
+                both = f"{name} {short(there)}", f"{name} {short(wanted)}"
+                self._refuse(*both)
         if self.work is not None:
             if job.work is None:
                 self._refuse("no work pinned", f"the work {describe(self.work.describe())}")

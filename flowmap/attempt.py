@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -22,10 +22,14 @@ from flowmap.errors import (
     OtherJobError,
     OtherWorkError,
     WrongTypeError,
+    cut,
+    said,
     storage_error,
 )
+from flowmap.fillers import describe
 from flowmap.job import Sidecar, read_job
 from flowmap.ledger import NO_ROWS, Claim
+from flowmap.records import REASON_BYTES
 from flowmap.segments import Segment
 from flowmap.storage import (
     CHUNK,
@@ -229,7 +233,7 @@ class Attempt:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
         if self._claim is not None and not isinstance(error, ClaimLostError):
             cause = error.__cause__ or error
-            reason = f"{type(cause).__name__}: {cause}"
+            reason = cut(said(cause), REASON_BYTES)
             with contextlib.suppress(ClaimLostError, OSError):
                 self._claim.note(state="failed", reason=reason)
 
@@ -308,7 +312,7 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
         )
     if job.work is not None and job.work["fingerprint"] != work.fingerprint:
         raise OtherWorkError(
-            f"{job.path} is pinned to {describe(job.work)}; {segment.name} was to be filled by "
+            f"{job.path} is pinned to {describe(job.work)}; for {segment.name} you gave "
             f"{describe(work.describe())}. Fill it by the same work, or allocate another "
             'target, or this one anew with exist="overwrite".',
             segment=segment.name,
@@ -320,12 +324,6 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
             'from a copy, or begin anew with exist="overwrite".',
             path=str(job.path),
         )
-
-
-def describe(work: dict[str, Any]) -> str:
-    """Name a recorded work for a message: its filler, version and arguments."""
-    arguments = ", ".join(f"{name}={value}" for name, value in work["arguments"].items())
-    return f"{work['filler']}({arguments}) version {work['version']}"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,33 @@ from __future__ import annotations
 
 import errno as errno_module
 import os
-from typing import Any, Self
+from typing import Any, Final, Self
+
+_SHOWN: Final = 200  # characters of a user's value that a message has room for
+
+
+def short(value: object, most: int = _SHOWN) -> str:
+    """Return the repr of a user's value, cut where it would drown the message."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 -- a message must not fail over the value it is about
+        text = f"<{type(value).__name__}>"
+    return cut(text, most)
+
+
+def said(error: BaseException) -> str:
+    """Return the type of an error and what it says, if anything: "ValueError: too small"."""
+    try:
+        text = str(error).strip()
+    except Exception:  # noqa: BLE001 -- likewise
+        text = ""
+    name = type(error).__name__
+    return cut(f"{name}: {text}" if text else name, 5 * _SHOWN)
+
+
+def cut(text: str, most: int = _SHOWN) -> str:
+    """Return a text of `most` characters at most, with an ellipsis where it was cut."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _rebuild(cls: type[FlowmapError], args: tuple[Any, ...], fields: dict[str, Any]) -> Any:

@@ -8,16 +8,20 @@ import socket
 import time
 from concurrent.futures import CancelledError, Executor, Future, as_completed
 from dataclasses import dataclass
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flowmap.attempt import describe
+from flowmap.arguments import whole
 from flowmap.errors import (
+    FlowmapError,
     InvalidArgumentError,
     OtherWorkError,
     SegmentsFailedError,
+    WrongTypeError,
+    said,
+    short,
 )
-from flowmap.fillers import Work
-from flowmap.integers import whole
+from flowmap.fillers import Work, describe
 from flowmap.lease import leased
 from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
@@ -139,6 +143,10 @@ def fill(
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
     """
+    if progress is not None and not callable(progress):
+        raise WrongTypeError(f"progress is {short(progress)}; it takes a function (progress).")
+    if name is not None and not isinstance(name, str):
+        raise WrongTypeError(f"name is {short(name)}; it takes a text.")
     opened = open_target(target)
     work = Work.of(filler, arguments)
     refuse_other_work(opened, work)
@@ -221,11 +229,12 @@ def refuse_other_work(target: Target, work: Work) -> None:
     if pinned is not None and pinned["fingerprint"] != work.fingerprint:
         fault = f"is pinned to {describe(pinned)}"
     elif len(other):
-        fault = f"has {len(other)} segments done by another filler, version or other arguments"
+        first = str(other["work"][0])
+        fault = f"has {len(other)} segments done by {target.job.describe_work(first)}"
     else:
         return
     raise OtherWorkError(
-        f"{target.path} {fault}; it was to be filled by {describe(work.describe())}. Run the "
+        f"{target.path} {fault}; you gave {describe(work.describe())}. Run the "
         "same work, or allocate another target, or this one anew with exist='overwrite'.",
     )
 
@@ -240,6 +249,7 @@ def failed(
         count: How many segments the job has.
         target: Its target.
     """
+    done = int((target.status()["state"] == "done").sum())
     ordered = sorted(failures.items(), key=lambda item: item[0].index)
     lines = [f"  - {_reason(segment, error)}" for segment, error in ordered[:_SHOWN]]
     if len(ordered) > _SHOWN:
@@ -248,7 +258,7 @@ def failed(
         [
             f"{len(ordered)} of {count} segments of {target.path} failed:",
             *lines,
-            "The others are done. Running the job again fills only those that are missing.",
+            f"{done} are done. Running the same again fills only those that are missing.",
         ]
     )
     return SegmentsFailedError(
@@ -257,5 +267,7 @@ def failed(
 
 
 def _reason(segment: Segment, error: BaseException) -> str:
-    text = str(error) or type(error).__name__
+    text = str(error) if isinstance(error, FlowmapError) else said(error)
+    if isinstance(error, PicklingError):
+        text += "; pass arguments that can be pickled, or use executor='threads'"
     return text if segment.name in text else f"{segment.name}: {text}"

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 import numpy as np
 import xxhash
 
-from flowmap.errors import FillerNotFoundError, InvalidArgumentError, WrongTypeError
+from flowmap.errors import (
+    FillerNotFoundError,
+    InvalidArgumentError,
+    WrongTypeError,
+    cut,
+    said,
+    short,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -59,6 +66,10 @@ def filler(
     included, in the target's dtype and memory order: shape (rows, ...) in C order,
     (..., rows) in Fortran order, () for a 0-d target. It returns nothing. It must not
     keep `out`, which is used again for the next block.
+
+    What the function closes over, or the object whose method it is, is not part of the
+    fingerprint: pass what decides the result as arguments. Two lambdas of one module have
+    the same name.
 
     Args:
         function: The function.
@@ -141,10 +152,10 @@ def find_filler(name: str) -> Filler:
         found: Any = functools.reduce(
             getattr, function_name.split("."), importlib.import_module(module_name)
         )
-    except Exception as error:  # whatever the module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever its module raises when imported
         raise FillerNotFoundError(
-            f"The filler {name!r} cannot be found: {type(error).__name__}: {error}. Is its "
-            "module installed, or its folder on PYTHONPATH, where the job runs?"
+            f"The filler {short(name)} cannot be found: {said(error)}. Is its module "
+            "installed, or its folder on PYTHONPATH, where the job runs?"
         ) from error
     if not isinstance(getattr(found, _MARK, None), Mark):
         raise FillerNotFoundError(
@@ -184,12 +195,10 @@ class Work:
         if isinstance(function, str):
             function = find_filler(function)
         if not callable(function):
-            raise WrongTypeError(f"filler is {function!r}; it takes a function or its name.")
-        if isinstance(function, functools.partial):
             raise WrongTypeError(
-                "filler is a functools.partial, whose arguments no fingerprint would guard; "
-                "pass the function, and its arguments in `arguments`."
+                f"filler is {short(function)}; it takes a function or its name."
             )
+        _refuse_odd(function)
         chosen = _check_arguments(function, arguments)
         mark = mark_of(function)
         counted = {k: v for k, v in chosen.items() if k not in mark.volatile}
@@ -211,7 +220,7 @@ class Work:
         return {
             "filler": self.name,
             "version": self.version,
-            "arguments": {name: repr(value) for name, value in self.arguments.items()},
+            "arguments": {name: short(value, 10_000) for name, value in self.arguments.items()},
             "fingerprint": self.fingerprint,
             "source": source,
         }
@@ -222,13 +231,34 @@ class Work:
         return function(out, block, **self.arguments)
 
 
+def describe(work: dict[str, Any]) -> str:
+    """Name a recorded work for a message: its filler, version and arguments."""
+    arguments = ", ".join(f"{name}={cut(text)}" for name, text in work["arguments"].items())
+    return f"{cut(work['filler'])}({cut(arguments)}) version {cut(work['version'])}"
+
+
+def _refuse_odd(function: Filler) -> None:
+    """Refuse what can be called but fills nothing, or has arguments that no one would see."""
+    if isinstance(function, functools.partial):
+        raise WrongTypeError(
+            "filler is a functools.partial, whose arguments no fingerprint would guard; "
+            "pass the function, and its arguments in `arguments`."
+        )
+    lazy = (inspect.iscoroutinefunction, inspect.isgeneratorfunction)
+    if inspect.isclass(function) or any(test(function) for test in lazy):
+        raise WrongTypeError(
+            f"filler is {short(function)}, a class, coroutine or generator, which would not "
+            "fill when it is called; pass a plain function."
+        )
+
+
 def _check_arguments(function: Filler, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     if arguments is None:
         arguments = {}
     if not hasattr(arguments, "keys") or not all(isinstance(k, str) for k in arguments):
         raise WrongTypeError(
-            f"arguments is {type(arguments).__name__}; it takes a dict of the filler's "
-            "arguments by name. In a Prefect .map, wrap it: arguments=unmapped({...})."
+            f"arguments is {short(arguments)}; it takes a dict of the filler's arguments by "
+            "name. In a Prefect .map, wrap it: arguments=unmapped({...})."
         )
     chosen = dict(arguments)
     try:
@@ -292,7 +322,7 @@ def _canonical_atom(value: Any) -> Any:
     elif isinstance(value, str):
         atom = str(value)
     elif isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
-        atom = ["int", str(int(value))]
+        atom = ["int", hex(value)]
     elif isinstance(value, float | np.float32 | np.float16):
         atom = ["float", float(value).hex()]
     elif isinstance(value, complex | np.generic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,8 +53,17 @@ def _dtype_name(dtype: Any) -> Any:
     return dtype
 
 
+def _path_name(path: Any) -> Any:
+    """Turn a path into its text."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
 FillerName = Annotated[str, BeforeValidator(_filler_name)]
+PathName = Annotated[str, BeforeValidator(_path_name)]
 DTypeName = Annotated[str | list[Any], BeforeValidator(_dtype_name)]
+
+
+_CONVERT = {"path": _path_name, "filler": _filler_name, "dtype": _dtype_name}
 
 
 class _PlainFlow(Flow[..., ValidationReport]):
@@ -61,14 +71,14 @@ class _PlainFlow(Flow[..., ValidationReport]):
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         plain = dict(parameters)
-        for name, convert in (("filler", _filler_name), ("dtype", _dtype_name)):
+        for name, convert in _CONVERT.items():
             if name in plain:
                 plain[name] = convert(plain[name])
         return super().serialize_parameters(plain)
 
 
 def _fill_array(
-    path: str,
+    path: PathName,
     shape: int | list[int] = 1_000_000,
     dtype: DTypeName = "<f8",
     filler: FillerName = "flowmap.fillers:arange",

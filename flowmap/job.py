@@ -15,6 +15,7 @@ from flowmap.errors import (
     WrongTypeError,
     storage_error,
 )
+from flowmap.fillers import describe
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, dtype_from_descr, header_digest
 from flowmap.segments import Plan, Segment
@@ -184,6 +185,13 @@ class Job:
         if not path.exists():
             publish_json(path, work.describe())
 
+    def describe_work(self, fingerprint: str) -> str:
+        """Name the work of a fingerprint for a message, as far as it was recorded."""
+        try:
+            return describe(read_json(Sidecar.of(self.path).work(fingerprint)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return "another filler, version or other arguments"
+
     def lift_seal(self) -> None:
         """Remove the seal, durably, before a segment that it covers is changed."""
         seal = Sidecar.of(self.path).seal
@@ -234,8 +242,13 @@ def read_job(path: Path) -> Job:
         StorageError: It cannot be read.
     """
     sidecar = Sidecar.of(path)
-    if not os.path.lexists(path):
-        raise NotFoundError(2, "there is no target here; allocate() makes it", str(path))
+    try:
+        path.lstat()
+    except FileNotFoundError as error:
+        message = "there is no target here; allocate() makes it"
+        raise NotFoundError(error.errno or 2, message, str(path)) from error
+    except OSError as error:
+        raise storage_error(error, "cannot look for the target", path) from error
     try:
         return Job.of_document(path, read_json(sidecar.job))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -246,8 +259,9 @@ def read_job(path: Path) -> Job:
                 path=str(path),
             ) from error
         raise ForeignFileError(
-            f"{path} was not allocated by flowmap (there is no {sidecar.job}). Choose another "
-            'path, or replace what is there with exist="overwrite".',
+            f"{path} was not allocated by flowmap (there is no {sidecar.job}), or its "
+            "records were deleted. numpy.load opens it; only allocate(..., exist='overwrite') "
+            "replaces it.",
             path=str(path),
         ) from error
     except NotRegularError as error:

@@ -19,8 +19,8 @@ import numpy as np
 import xxhash
 from numpy.lib import format as npy_format
 
+from flowmap.arguments import wholes
 from flowmap.errors import InvalidArgumentError, WrongTypeError
-from flowmap.integers import wholes
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ FINISHED: Final = frozenset({"done", "written"})
 """The states of a segment all of whose rows were computed."""
 
 _HOST_BYTES: Final = 32
-_REASON_BYTES: Final = 40
+REASON_BYTES: Final = 40
 
 SLOT: Final = np.dtype(
     [
@@ -39,7 +39,7 @@ SLOT: Final = np.dtype(
         ("host", f"S{_HOST_BYTES}"),
         ("pid", "<u4"),
         ("reserved", "V4"),
-        ("reason", f"S{_REASON_BYTES}"),
+        ("reason", f"S{REASON_BYTES}"),
         ("checksum", "<u8"),
     ]
 )
@@ -62,7 +62,7 @@ STATUS: Final = np.dtype(
         ("host", f"U{_HOST_BYTES}"),
         ("pid", "<i8"),
         ("work", "U32"),
-        ("reason", f"U{_REASON_BYTES}"),
+        ("reason", f"U{REASON_BYTES}"),
     ]
 )
 """One row of `Target.status()`; times in seconds since 1970, digests in hexadecimal."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, WrongTypeError
-from flowmap.integers import whole, wholes
 from flowmap.storage import CHUNK
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Segment:
     def __post_init__(self) -> None:
         if not isinstance(self.path, Path):
             raise WrongTypeError(f"path is {self.path!r}; a segment has a pathlib.Path.")
+        if not all(isinstance(n, int) for n in (self.index, self.start, self.stop)):
+            raise WrongTypeError(f"{self.index!r}, {self.start!r}, {self.stop!r}: not all int.")
         if not 0 <= self.start <= self.stop or self.index < 0:
             raise InvalidArgumentError(
                 f"No segment can have index {self.index} and rows {self.start} to {self.stop}."
@@ -96,6 +98,10 @@ class Plan:
 
     def __len__(self) -> int:
         return sum(count for count, _ in self.runs)
+
+    def __repr__(self) -> str:
+        runs = ", ".join(f"{count} of {rows} rows" for count, rows in self.runs)
+        return f"<{len(self)}: {runs}>"
 
     @property
     def rows(self) -> int:

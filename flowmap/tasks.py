@@ -7,7 +7,7 @@ calls for every segment.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -15,7 +15,9 @@ from prefect.cache_policies import NO_CACHE
 from flowmap.alloc import Exist, allocate
 from flowmap.errors import FillerError, NotFoundError, StorageError, WrongTypeError
 from flowmap.fillers import Work
+from flowmap.segments import Segment
 from flowmap.storage import PAGE, available_cpus
+from flowmap.target import Target, open_target
 from flowmap.validation import validate
 from flowmap.write import Casting, fill_work, write_segment
 
@@ -26,15 +28,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike
     from prefect.client.schemas.objects import State, TaskRun
-    from prefect.tasks import Task
+    from prefect.tasks import Task, TaskRunNameCallbackWithParameters
 
+    from flowmap.checks import Check
     from flowmap.fillers import Filler
     from flowmap.job import Durability
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
-    from flowmap.segments import Segment
-    from flowmap.target import Target
-    from flowmap.validation import Check
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
 
@@ -54,6 +54,12 @@ def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> boo
     if isinstance(error, FillerError):
         return error.transient
     return isinstance(error, StorageError) and not isinstance(error, NotFoundError)
+
+
+def _run_name(parameters: dict[str, Any]) -> str:
+    """Name a run after its segment; what is none gets its error from the task itself."""
+    segment = parameters["segment"]
+    return segment.name if isinstance(segment, Segment) else "fill"
 
 
 @task(name="allocate", task_run_name="allocate", persist_result=False, cache_policy=NO_CACHE)
@@ -117,21 +123,21 @@ def alloc_task(
 
 
 @task(name="pending", task_run_name="pending", persist_result=False, cache_policy=NO_CACHE)
-def pending_task(target: Target) -> list[Segment]:
+def pending_task(target: Target | str | os.PathLike[str]) -> list[Segment]:
     """Return the segments that are not done yet, for flows that submit `alloc_task`.
 
     Args:
-        target: The target.
+        target: The target, or its path.
 
     Raises:
-        DamagedJobError: The ledger cannot be read.
+        FlowmapError: There is no such target, or its ledger cannot be read.
     """
-    return target.pending()
+    return (target if isinstance(target, Target) else open_target(target)).pending()
 
 
 @task(
     name="fill",
-    task_run_name="{segment.name}",
+    task_run_name=cast("TaskRunNameCallbackWithParameters", _run_name),
     persist_result=False,
     cache_policy=NO_CACHE,
     retries=2,
@@ -176,7 +182,7 @@ def fill_task(
 
 @task(
     name="write",
-    task_run_name="{segment.name}",
+    task_run_name=cast("TaskRunNameCallbackWithParameters", _run_name),
     persist_result=False,
     cache_policy=NO_CACHE,
     retries=2,

@@ -8,14 +8,15 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
+from flowmap.arguments import flag
+from flowmap.checks import complaint_of, is_finite, refuse_odd_check
 from flowmap.errors import (
     DamagedJobError,
     FlowmapError,
@@ -39,14 +40,13 @@ from flowmap.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
+    from flowmap.checks import Check
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
-
-    Check = Callable[[NDArray[Any], Block], object]
 
 
 def validate(
@@ -82,8 +82,8 @@ def validate(
         DamagedJobError: `job.json` cannot be read.
         StorageError: The target cannot be read.
     """
-    if check is not None and not callable(check):
-        raise WrongTypeError(f"check is {check!r}; it takes a function (values, block).")
+    refuse_odd_check(check)
+    finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
     job = read_job(absolute(path))
     try:
         target = open_existing(job.path)
@@ -149,7 +149,10 @@ class _Validation:
         for segment, record in zip(self.segments, records, strict=True):
             if record.state not in FINISHED:
                 reason = f" ({record.reason})" if record.reason else ""
-                self._problem(segment, f"is not done but {record.state}{reason}: run the job.")
+                self._problem(
+                    segment,
+                    f"is not done but {_STATES[record.state]}{reason}: run the job again.",
+                )
             elif (record.start, record.stop) != (segment.start, segment.stop):
                 self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
 
@@ -238,8 +241,8 @@ class _Validation:
                 return
             values = layout.as_array(data, len(block))
             values.flags.writeable = False
-            problem = "holds NaN or infinity" if finite and not _is_finite(values) else None
-            problem = problem or (None if check is None else _complaint(check, values, block))
+            problem = "holds NaN or infinity" if finite and not is_finite(values) else None
+            problem = problem or (None if check is None else complaint_of(check, values, block))
             if problem is not None:
                 self._problem(segment, f"{problem} in rows {block.start} to {block.stop}.")
                 return
@@ -295,6 +298,14 @@ class _Validation:
         return not claimed
 
 
+_STATES = {
+    "pending": "pending",
+    "running": "being filled, or cut short",
+    "failed": "failed",
+    "damaged": "damaged",
+}
+
+
 def _now(ledger: Ledger, record: SegmentRecord) -> SegmentRecord:
     return ledger.read(record.index, record.start, record.stop)
 
@@ -318,21 +329,6 @@ def _digest_of(records: Iterable[SegmentRecord]) -> str:
     return whole.hexdigest()
 
 
-def _is_finite(values: NDArray[Any]) -> bool:
-    if values.dtype.names is not None:
-        return all(_is_finite(values[name]) for name in values.dtype.names)
-    return values.dtype.kind not in "fcmM" or bool(np.isfinite(values).all())
-
-
-def _complaint(check: Check, values: NDArray[Any], block: Block) -> str | None:
-    try:
-        verdict = check(values, block)
-        passed = verdict is None or bool(verdict)
-    except Exception as error:  # noqa: BLE001 -- whatever a user's check raises is its verdict
-        return f"fails the check ({type(error).__name__}: {error})"
-    return None if passed else "fails the check"
-
-
 def reset(
     path: str | os.PathLike[str], segments: Segment | int | Iterable[Segment | int]
 ) -> None:
@@ -352,7 +348,7 @@ def reset(
     job = read_job(absolute(path))
     known = job.segments()
     # Whatever is no collection is one segment, or refused as none.
-    several = segments if isinstance(segments, Iterable) else [segments]
+    several = segments if np.iterable(segments) else [segments]
     chosen = [_segment_of(one, known, job) for one in several]
     if not chosen:
         return

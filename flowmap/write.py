@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
+from typing import cast as cast_type
 
 import numpy as np
 import xxhash
 
-from flowmap.attempt import attempting, describe
+from flowmap.arguments import flag
+from flowmap.attempt import attempting
 from flowmap.errors import (
     FillerError,
     InvalidArgumentError,
@@ -17,8 +19,9 @@ from flowmap.errors import (
     SegmentDoneError,
     StoppedError,
     WrongTypeError,
+    said,
 )
-from flowmap.fillers import Work
+from flowmap.fillers import Work, describe
 from flowmap.records import FINISHED
 from flowmap.segments import Block, Segment
 from flowmap.storage import buffer_of
@@ -112,10 +115,10 @@ def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> N
     identity = _identity(out)
     try:
         result = work(out, block)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FillerError(
-            f"{where} raised {type(error).__name__}: {error}. Mend it and run again: what is "
-            "done is kept.",
+            f"{where} raised {said(error).rstrip('.')}. Mend it and run again: what is done is "
+            "kept.",
             segment=segment.name,
             cause_type=type(error).__name__,
             transient=isinstance(error, OSError),
@@ -139,9 +142,10 @@ def _identity(out: NDArray[Any]) -> tuple[object, ...]:
 def _refuse_other_work(attempt: Attempt, work: Work) -> None:
     if attempt.before.work != work.fingerprint:
         raise OtherWorkError(
-            f"{attempt.segment.name} of {attempt.job.path} is done, by another filler, "
-            f"another version or other arguments than {describe(work.describe())}. To compute "
-            "it again reset() it; to keep both, allocate another target.",
+            f"{attempt.segment.name} of {attempt.job.path} was done by "
+            f"{attempt.job.describe_work(attempt.before.work)}; you gave "
+            f"{describe(work.describe())}. To compute it again reset() it; to keep both, "
+            "allocate another target.",
             segment=attempt.segment.name,
         )
 
@@ -149,7 +153,7 @@ def _refuse_other_work(attempt: Attempt, work: Work) -> None:
 @functools.cache
 def _written() -> Work:
     """Return the work that values at hand count as."""
-    return Work.of(cast("Filler", write_segment))
+    return Work.of(cast_type("Filler", write_segment))
 
 
 def write_segment(
@@ -173,11 +177,13 @@ def write_segment(
 
     Raises:
         WrongTypeError: The values cannot be cast so.
-        InvalidArgumentError: Their shape does not fit.
+        InvalidArgumentError: Their shape does not fit, or, unless `casting` is "unsafe", a
+            text is cut or a number overflows.
         SegmentDoneError: The segment is done, with other bytes.
         OtherJobError, OtherWorkError, ClaimLostError, DamagedJobError, StorageError: As in
             `fill_segment`.
     """
+    replace = flag("replace", replace)
     with attempting(segment, _written()) as attempt:
         layout = attempt.job.layout
         array = _check_values(values, layout, segment, casting)
@@ -238,14 +244,34 @@ def _check_values(
             f"{segment.name}: values of dtype {array.dtype} cannot be cast to {layout.dtype} "
             f"by the rule {casting!r}. Convert them, or pass casting='unsafe'."
         )
-    if casting != "unsafe":
+    if np.can_cast(array.dtype, layout.dtype, "safe"):
         return array
-    try:  # the only rule under which a cast can fail: texts that are no numbers
-        return array.astype(layout.dtype, casting="unsafe", copy=False)
-    except (ValueError, TypeError, OverflowError) as error:
+    return _cast(array, layout, segment, strict=casting != "unsafe")
+
+
+def _cast(
+    array: NDArray[Any], layout: Layout, segment: Segment, *, strict: bool
+) -> NDArray[Any]:
+    """Cast what may lose something; where `strict`, refuse what NumPy would lose silently."""
+    try:
+        with np.errstate(over="raise" if strict else "ignore", invalid="ignore"):
+            cast = array.astype(layout.dtype, casting="unsafe")
+    except (ValueError, TypeError, OverflowError, FloatingPointError) as error:
         raise InvalidArgumentError(
             f"{segment.name}: values cannot be cast to {layout.dtype}: {error}"
         ) from error
+    if strict and _is_text_cut(array, cast):
+        raise InvalidArgumentError(
+            f"{segment.name}: values of dtype {array.dtype} hold texts that {layout.dtype} has "
+            "no room for. Allocate longer ones, or pass casting='unsafe' to cut them."
+        )
+    return cast
+
+
+def _is_text_cut(array: NDArray[Any], cast: NDArray[Any]) -> bool:
+    if cast.dtype.names is not None:
+        return any(_is_text_cut(array[name], cast[name]) for name in cast.dtype.names)
+    return cast.dtype.kind in "SU" and not bool((cast.astype(array.dtype) == array).all())
 
 
 def _same_names(one: np.dtype[Any], other: np.dtype[Any]) -> bool:

@@ -563,6 +563,6 @@ class TestArange:
 
 SETTLED = {
     "none": "f8f7941f4ec351df537f9c269b8f0b58",
-    "numbers": "d528bcfed6ae8a673bcecd06f626a14e",
-    "everything": "54e22c71bab416aa425582fc02d783b7",
+    "numbers": "458c406e19b72585d26b418fc12d2ee8",
+    "everything": "20335e3456bede3e4e9955f7a2cef02b",
 }

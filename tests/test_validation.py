@@ -255,7 +255,7 @@ def test_a_failed_check_only_reports(target: Target) -> None:
         (lambda _: np.False_, "fails the check"),
         (lambda _: 0, "fails the check"),
         (explode, "ZeroDivisionError: of a sort"),
-        (lambda values: values > 0, "ambiguous"),
+        (lambda values: values > 0, "not True, False or None"),
     ]:
         report = flowmap.validate(target, check=of_row_9(verdict))
         assert report.bad_segments == (target.segments[2],)

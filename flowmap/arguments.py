@@ -1,4 +1,4 @@
-"""Whole numbers among the arguments: exact, and refused where they only look like numbers."""
+"""Arguments that must be whole numbers, or true or false: exact, and nothing that looks so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from flowmap.errors import WrongTypeError
+import numpy as np
+
+from flowmap.errors import WrongTypeError, short
 
 
 def whole(name: str, value: Any) -> int:
@@ -26,7 +28,7 @@ def whole(name: str, value: Any) -> int:
             return operator.index(value)  # exactly an int, also of an IntEnum
         except TypeError:
             pass
-    raise WrongTypeError(f"{name} is or holds {value!r}; it takes whole numbers.")
+    raise WrongTypeError(f"{name}: {short(value)} is no whole number; give an int.")
 
 
 def wholes(name: str, value: Any) -> int | tuple[int, ...]:
@@ -44,3 +46,18 @@ def wholes(name: str, value: Any) -> int | tuple[int, ...]:
     if not sized or isinstance(value, str | bytes | Mapping) or not getattr(value, "ndim", 1):
         return whole(name, value)
     return tuple(whole(name, each) for each in value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return an argument that must be True or False.
+
+    Args:
+        name: Of the argument, for the message.
+        value: What was given.
+
+    Raises:
+        WrongTypeError: It is neither.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise WrongTypeError(f"{name} is {short(value)}; it takes True or False.")
