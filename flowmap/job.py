@@ -12,6 +12,7 @@ from flowmap.errors import (
     ForeignFileError,
     InvalidArgumentError,
     NotFoundError,
+    OtherJobError,
     WrongTypeError,
     storage_error,
 )
@@ -270,6 +271,20 @@ def read_job(path: Path) -> Job:
         raise storage_error(error, "cannot read the job", sidecar.job) from error
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged_job(sidecar, path, str(error)) from error
+
+
+def refuse_replaced(job: Job) -> None:
+    """Refuse a job that is not the one at its path any more.
+
+    Raises:
+        OtherJobError: The target was allocated anew since the job was read.
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`.
+    """
+    if read_job(job.path).id != job.id:
+        raise OtherJobError(
+            f"{job.path} was allocated anew since it was opened here; open it again.",
+            path=str(job.path),
+        )
 
 
 def _damaged_job(sidecar: Sidecar, path: Path, why: str) -> DamagedJobError:

@@ -12,18 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import FlowmapError, JobBusyError, storage_error
-from flowmap.job import FORMAT, Job, Sidecar
+from flowmap.job import FORMAT, Job, Sidecar, refuse_replaced
 from flowmap.locks import header_lock
 from flowmap.storage import publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import UnionType
 
 REFRESH: Final = 10.0
 """Seconds between two refreshes of a lease."""
 
 TERM: Final = 60.0
 """Seconds that a lease holds without one: six refreshes, for a file system that hangs."""
+
+_FIELDS: Final[dict[str, type | UnionType]] = {
+    **dict.fromkeys(("job", "token", "name", "host", "machine"), str),
+    "pid": int,
+    "process_started": int | None,
+    "refreshed": float,
+}
+"""What a lease must say to be one."""
 
 
 class Lease:
@@ -38,19 +47,16 @@ class Lease:
         self._path = path
         self._document = document
         self._ended = threading.Event()
-        self._taken_by: str | None = None
+        self._lost: str | None = None
 
     def check(self) -> None:
         """Look whether the run still has the job.
 
         Raises:
-            JobBusyError: Another run took it over.
+            JobBusyError: Another run took it over, or the target was allocated anew.
         """
-        if self._taken_by is not None:
-            raise JobBusyError(
-                f"The run {self._document['name']} lost the job to {self._taken_by}: it had "
-                f"shown no sign of life for {TERM:g} s. What it finished is kept."
-            )
+        if self._lost is not None:
+            raise JobBusyError(f"The run {self._document['name']} lost the job {self._lost}")
 
     def refresh_until_ended(self) -> None:
         """Refresh the lease every `REFRESH` seconds: what the lease's thread does."""
@@ -62,10 +68,18 @@ class Lease:
                 publish_json(self._path, self._document | {"refreshed": time.time()})
 
     def _is_ours(self) -> bool:
-        found = _read(self._path) or {"name": "another allocation"}
-        if found.get("token") != self._document["token"]:
-            self._taken_by = str(found["name"])
-        return self._taken_by is None
+        found = _read(self._path)
+        if found is None or found["job"] != self._document["job"]:
+            self._lost = (
+                "since its target was allocated anew meanwhile, or the records beside it were "
+                "removed. Open the target again, and see what is pending."
+            )
+        elif found["token"] != self._document["token"]:
+            self._lost = (
+                f"to {found['name']}: it had shown no sign of life for {TERM:g} s. What it "
+                "finished is kept."
+            )
+        return self._lost is None
 
     def stop(self) -> None:
         """Let the lease's thread end, so that none refreshes what `end` has given back."""
@@ -92,6 +106,8 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
 
     Raises:
         JobBusyError: Another run has the job.
+        OtherJobError: The target was allocated anew since the job was read.
+        NotFoundError, ForeignFileError, DamagedJobError: There is no such job any more.
         LockTimeoutError: The header lock was held too long.
         StorageError: The lease cannot be written.
     """
@@ -111,6 +127,7 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
     }
     try:
         with header_lock(path.parent):
+            refuse_replaced(job)
             _refuse_if_live(_read(path), job)
             publish_json(path, document)
     except OSError as error:
@@ -149,9 +166,11 @@ def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the lease that is there; None for none, or one that nobody can have written."""
     try:
-        return read_json(path)
+        document = read_json(path)
     except (FileNotFoundError, ValueError):
         return None
+    known = all(isinstance(document.get(name), kind) for name, kind in _FIELDS.items())
+    return document if known else None
 
 
 def _machine() -> str:

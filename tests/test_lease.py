@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from support import ramp, script, start
 
 import flowmap
 from flowmap import lease
-from flowmap.errors import JobBusyError
+from flowmap.errors import JobBusyError, OtherJobError
 from flowmap.job import Sidecar
 from flowmap.lease import leased
 from flowmap.storage import publish_json, read_json
@@ -113,6 +114,36 @@ def test_the_lease_of_another_allocation_is_void(target: flowmap.Target) -> None
     """A lease names its job; one that an overwrite left behind holds nothing."""
     publish_json(Sidecar.of(target.path).run, document(target, job="f" * 32))
     flowmap.fill(target, ramp, executor="threads")
+
+
+def test_an_old_job_takes_no_lease(target: flowmap.Target) -> None:
+    """A run with the job from before an overwrite does not take the lease of the new one's."""
+    path = target.path
+    new = flowmap.allocate(path, 12, "f8", segments=4, exist="overwrite")
+    with leased(new.job, "the run of the new job") as held:
+        before = Sidecar.of(path).run.read_bytes()
+        for _ in range(2):
+            with (
+                pytest.raises(OtherJobError, match=r"allocated anew.*open it again"),
+                leased(target.job, "the run of the old job"),
+            ):
+                pass
+        assert Sidecar.of(path).run.read_bytes() == before
+        held.check()
+
+
+@pytest.mark.parametrize("leased_anew", [False, True])
+def test_a_run_whose_job_was_overwritten_is_told(
+    target: flowmap.Target, leased_anew: bool
+) -> None:
+    """It lost the job to the overwrite, not for want of a sign of life."""
+    with leased(target.job, "this run") as held:
+        new = flowmap.allocate(target.path, 12, "f8", segments=4, exist="overwrite")
+        with leased(new.job, "the next run") if leased_anew else contextlib.nullcontext():
+            assert not held._is_ours()
+        with pytest.raises(JobBusyError, match="allocated anew") as caught:
+            held.check()
+        assert "sign of life" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"checksum": "0"}', b"\xff"])
