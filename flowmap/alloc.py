@@ -34,7 +34,7 @@ from flowmap.fillers import Work, describe
 from flowmap.job import DURABILITIES, Durability, Job, Sidecar, absolute
 from flowmap.locks import header_lock
 from flowmap.npy import Layout, header_digest
-from flowmap.publication import make_folder, publish
+from flowmap.publication import make_folder, publish, remove_stale
 from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
 from flowmap.target import Target, open_target
@@ -132,6 +132,7 @@ def allocate(
     wanted.check_file_system()
     make_folder(sidecar.folder)
     with header_lock(sidecar.folder):
+        remove_stale(sidecar)
         return wanted.attach() or Target(_make(wanted))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowmap.errors import FlowmapError, JobBusyError, storage_error
 from flowmap.job import FORMAT, Job, Sidecar, refuse_replaced
 from flowmap.locks import header_lock
+from flowmap.publication import remove_stale
 from flowmap.storage import publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
         LockTimeoutError: The header lock was held too long.
         StorageError: The lease cannot be written.
     """
-    path = Sidecar.of(job.path).run
+    sidecar = Sidecar.of(job.path)
+    path = sidecar.run
     now = time.time()
     document = {
         "format": FORMAT,
@@ -126,9 +128,10 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
         "refreshed": now,
     }
     try:
-        with header_lock(path.parent):
+        with header_lock(sidecar.folder):
             refuse_replaced(job)
             _refuse_if_live(_read(path), job)
+            remove_stale(sidecar)
             publish_json(path, document)
     except OSError as error:
         if isinstance(error, FlowmapError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import ForeignFileError, TargetExistsError, storage_error
 from flowmap.job import FORMAT, Job, Sidecar
@@ -30,6 +31,11 @@ _RECORDS = (
     *(".target.*", ".ledger.*", ".*.json.*"),  # private names of what was cut short
 )
 
+_STALE: Final = re.compile(
+    r"\.(target|ledger)\.[0-9a-f]{32}|\.(job|overwrite)\.json\.[0-9a-f]{16}"
+)
+"""Private names that are made under the header lock only."""
+
 
 def make_folder(folder: Path) -> None:
     """Make the folder for the records, where there is none yet.
@@ -52,6 +58,23 @@ def make_folder(folder: Path) -> None:
             f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",
             path=str(folder),
         )
+
+
+def remove_stale(sidecar: Sidecar) -> None:
+    """Remove what a killed allocation left behind; the caller holds the header lock.
+
+    These names are made under the lock only, so whoever made them is gone: a target that
+    was never finished and keeps its space, or a second name of one that was. A file that
+    cannot be removed is left, since nothing depends on it.
+
+    Args:
+        sidecar: The folder beside the target.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(sidecar.folder.iterdir()):
+            if _STALE.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    entry.unlink()
 
 
 def publish(job: Job, header: bytes) -> None:

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 import flowmap
+import flowmap.alloc
 import flowmap.publication
 from flowmap import storage
 from flowmap.errors import DamagedJobError, FlowmapError, StorageError, TargetExistsError
 from flowmap.fillers import arange
+from flowmap.job import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,6 +292,101 @@ class TestCutShort:
         assert folder in tidy[tidy.index("rename ledger.npy") : published]
         assert tidy[published - 1].startswith("sync .job.json.")
         assert tidy[published:] == ["rename job.json", folder, parent, "link", parent]
+
+
+STALE = (
+    f".target.{'0' * 32}",
+    f".ledger.{'a' * 32}",
+    f".job.json.{'1' * 16}",
+    f".overwrite.json.{'2' * 16}",
+)
+FOREIGN = (".nfs000000000001", ".target.mine", f".seal.json.{'3' * 16}")
+
+
+class TestStale:
+    """What a killed allocation left behind goes with the next operation under the lock."""
+
+    @staticmethod
+    def _leave(path: Path) -> Path:
+        sidecar = path.with_name("a.npy.flowmap")
+        sidecar.mkdir(exist_ok=True)
+        for name in (*STALE, *FOREIGN):
+            (sidecar / name).write_text("left")
+        return sidecar
+
+    @pytest.mark.parametrize("exist", ["resume", "overwrite"])
+    def test_removed_before_building(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exist: str
+    ) -> None:
+        """It keeps no space from what is built next; foreign files stay, and live ones."""
+        path = tmp_path / "a.npy"
+        if exist == "overwrite":
+            allocate(path)
+        sidecar = self._leave(path)
+        seen: list[str] = []
+
+        def full(*_: Any) -> None:
+            seen.extend(names(sidecar))
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(flowmap.publication, "reserve", full)
+        with pytest.raises(StorageError):
+            allocate(path, exist=exist)
+        assert not set(STALE) & set(seen)
+        assert set(FOREIGN) < set(seen)
+
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only exits
+    def test_a_killed_reservation(self, tmp_path: Path) -> None:
+        """A build that was killed keeps its space no longer than to the next allocation."""
+        path = tmp_path / "a.npy"
+        child = os.fork()
+        if child == 0:
+            flowmap.publication.create_ledger = lambda *_: os._exit(9)
+            try:
+                allocate(path)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert any(name.startswith(".target.") for name in names(tmp_path / "a.npy.flowmap"))
+        allocate(path)
+        assert names(tmp_path / "a.npy.flowmap") == TIDY
+
+    def test_second_name(self, tmp_path: Path) -> None:
+        """A second hard link to the finished target goes when a run begins."""
+        target = allocate(tmp_path / "a.npy")
+        second = tmp_path / f"a.npy.flowmap/.target.{target.id}"
+        os.link(target.path, second)
+        assert allocate(target.path).id == target.id
+        assert second.exists()  # attaching takes no lock
+        flowmap.fill(target, arange, executor="threads", workers=1)
+        assert not second.exists()
+        assert target.path.stat().st_nlink == 1
+        assert flowmap.validate(target.path).ok
+
+    def test_attached_under_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever finds the job made by another, once it has the lock, tidies up as well."""
+        path = tmp_path / "a.npy"
+        made = flowmap.alloc.make_folder
+
+        def late(folder: Path) -> None:
+            monkeypatch.setattr(flowmap.alloc, "make_folder", made)
+            allocate(path)
+            self._leave(path)
+            made(folder)
+
+        monkeypatch.setattr(flowmap.alloc, "make_folder", late)
+        allocate(path)
+        assert names(tmp_path / "a.npy.flowmap") == sorted((*TIDY, *FOREIGN))
+
+    def test_not_removable(self, tmp_path: Path) -> None:
+        """What cannot be removed keeps nobody from allocating."""
+        stale = tmp_path / "a.npy.flowmap" / STALE[0]
+        stale.mkdir(parents=True)
+        flowmap.publication.remove_stale(Sidecar.of(tmp_path / "a.npy"))
+        assert stale.exists()
+        flowmap.publication.remove_stale(Sidecar.of(tmp_path / "nowhere.npy"))
 
 
 class TestName:
