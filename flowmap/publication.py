@@ -18,6 +18,7 @@ from flowmap.storage import (
     link,
     publish_json,
     reserve,
+    staged_json,
     sync_folder,
     write_all,
 )
@@ -120,13 +121,16 @@ def _build(job: Job, header: bytes, target: Path) -> None:
 
 
 def _replace(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
-    publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
-    _clear(sidecar, keep=(target, ledger, sidecar.intent))
-    ledger.rename(sidecar.ledger)
+    # From the intent on nothing needs space: all that is left to do is to rename and remove.
+    with staged_json(sidecar.job, job.document()) as staged:
+        publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
+        _clear(sidecar, keep=(target, ledger, sidecar.intent, staged))
+        ledger.rename(sidecar.ledger)
+        sync_folder(sidecar.folder)
+        target.rename(job.path)
+        sync_folder(job.path.parent)
+        staged.rename(sidecar.job)
     sync_folder(sidecar.folder)
-    target.rename(job.path)
-    sync_folder(job.path.parent)
-    publish_json(sidecar.job, job.document())
     sidecar.intent.unlink()
     sync_folder(sidecar.folder)
 

@@ -22,6 +22,7 @@ from flowmap import storage
 from flowmap.errors import DamagedJobError, FlowmapError, StorageError, TargetExistsError
 from flowmap.fillers import arange
 from flowmap.job import Sidecar
+from flowmap.publication import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,6 +248,50 @@ class TestCutShort:
             ("job.json", False),
         ]
 
+    @pytest.mark.parametrize("document", ["job", "overwrite"])
+    def test_no_space_for_a_document(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
+    ) -> None:
+        """A disk that is full but for the data costs nothing of what was to be replaced."""
+        path = _begin("job", tmp_path)
+        old = path.read_bytes()
+        before = names(tmp_path / "a.npy.flowmap")
+        pwrite = os.pwrite
+
+        def full(descriptor: int, data: Any, offset: int) -> int:
+            name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+            if name.startswith(f".{document}.json."):
+                raise OSError(errno.ENOSPC, "full")
+            return pwrite(descriptor, data, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(StorageError, match="free some space"):
+                allocate(path, exist="overwrite")
+        assert path.read_bytes() == old
+        assert names(tmp_path / "a.npy.flowmap") == before
+        assert flowmap.open_target(path).pending() == []
+        assert flowmap.validate(path).ok
+
+    @pytest.mark.parametrize("document", ["job.json", "overwrite.json"])
+    def test_interrupted_once_renamed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
+    ) -> None:
+        """Ctrl-C just after a document got its name comes out as such."""
+        path, rename = _begin("job", tmp_path), os.rename
+
+        def renamed(source: Any, destination: Any, **options: Any) -> None:
+            rename(source, destination, **options)
+            if Path(destination).name == document:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", renamed)
+            with pytest.raises(KeyboardInterrupt):
+                allocate(path, exist="overwrite")
+        allocate(path, exist="overwrite")
+        assert names(tmp_path / "a.npy.flowmap") == TIDY
+
     def test_intent_goes_with_its_target(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -336,13 +381,17 @@ class TestStale:
         assert set(FOREIGN) < set(seen)
 
     @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only exits
-    def test_a_killed_reservation(self, tmp_path: Path) -> None:
+    def test_a_killed_reservation(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A build that was killed keeps its space no longer than to the next allocation."""
         path = tmp_path / "a.npy"
         child = os.fork()
         if child == 0:
-            flowmap.publication.create_ledger = lambda *_: os._exit(9)
             try:
+                monkeypatch.setattr(
+                    flowmap.publication, "create_ledger", lambda *_: os._exit(9)
+                )
                 allocate(path)
             finally:
                 os._exit(1)
@@ -368,13 +417,12 @@ class TestStale:
     ) -> None:
         """Whoever finds the job made by another, once it has the lock, tidies up as well."""
         path = tmp_path / "a.npy"
-        made = flowmap.alloc.make_folder
 
         def late(folder: Path) -> None:
-            monkeypatch.setattr(flowmap.alloc, "make_folder", made)
+            monkeypatch.setattr(flowmap.alloc, "make_folder", make_folder)
             allocate(path)
             self._leave(path)
-            made(folder)
+            make_folder(folder)
 
         monkeypatch.setattr(flowmap.alloc, "make_folder", late)
         allocate(path)
