@@ -281,10 +281,14 @@ def refuse_replaced(job: Job) -> None:
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`.
     """
     if read_job(job.path).id != job.id:
-        raise OtherJobError(
-            f"{job.path} was allocated anew since it was opened here; open it again.",
-            path=str(job.path),
-        )
+        raise replaced(job.path)
+
+
+def replaced(path: Path) -> OtherJobError:
+    """Return the error for a job that an overwrite has replaced."""
+    return OtherJobError(
+        f"{path} was allocated anew since it was opened here; open it again.", path=str(path)
+    )
 
 
 def _damaged_job(sidecar: Sidecar, path: Path, why: str) -> DamagedJobError:

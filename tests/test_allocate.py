@@ -533,7 +533,7 @@ class TestJobThere:
         assert len(second.pending()) == 4
         assert not np.load(second.path).any()
         assert names(tmp_path / "a.npy.flowmap") == ["header.lock", "job.json", "ledger.npy"]
-        with pytest.raises(DamagedJobError, match="allocated anew"):
+        with pytest.raises(OtherJobError, match="allocated anew"):
             first.asarray()
         with pytest.raises(FlowmapError):
             flowmap.fill_segment(first.segments[0], arange)
