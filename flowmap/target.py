@@ -10,6 +10,7 @@ from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
+    short,
     storage_error,
 )
 from flowmap.job import Job, absolute, read_job, refuse_replaced, replaced
@@ -181,9 +182,10 @@ class Target:
             OtherJobError: The target was allocated anew since it was opened.
             NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
         """
-        if mode not in ("r", "c"):
+        asked: object = mode
+        if not isinstance(asked, str) or asked not in ("r", "c"):
             raise InvalidArgumentError(
-                f"mode is {mode!r}; it takes 'r' or 'c'. To write, fill or write segments."
+                f"mode is {short(mode)}; it takes 'r' or 'c'. To write, fill or write segments."
             )
         job = open_target(self.path).job
         if job.id != self.id:

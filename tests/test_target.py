@@ -119,6 +119,8 @@ class TestTarget:
         with pytest.raises(StorageError, match="cannot open the target") as caught:
             flowmap.open_target(target.path)
         assert caught.value.errno == errno.EIO
+        with target.path.open("rb") as file, pytest.raises(StorageError, match="header"):
+            target.job.problem_with(file.fileno())
 
     @pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=lambda m: m.__name__)
     def test_pickles(self, target: flowmap.Target, pickler: Any) -> None:
@@ -162,7 +164,7 @@ class TestTarget:
         copied[:] = -1
         del copied
         assert target.path.read_bytes() == before
-        for mode in ("r+", "w+", "", None):
+        for mode in ("r+", "w+", "", None, np.array(["r", "c"])):
             with pytest.raises(InvalidArgumentError, match="To write"):
                 target.asarray(mode)  # type: ignore[arg-type]  # on purpose
 
