@@ -83,7 +83,9 @@ def allocate(
         block_rows: Rows that a filler computes at once; None for about a mebibyte. Give a
             few, or one, where a row takes seconds or more.
         exist: "resume" attaches to the same job and refuses anything else at the path,
-            "error" refuses whatever is there, "overwrite" replaces it.
+            "error" refuses whatever is there, "overwrite" replaces it. Whoever attaches
+            gets the job as it was first allocated: its reservation, alignment and
+            checkpoints stay, whatever `reserve`, `align` and `checkpoint_seconds` say now.
         reserve: Whether to reserve the space now, so that a full disk shows here. False
             leaves a sparse file, whose filling may run out of space.
         align: Bytes that segment boundaries are rounded to: a power of two, at least 64.
