@@ -99,7 +99,7 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
     """Hold the lease of a job for a `with` block.
 
     A lease whose process is dead on this host is void at once; any other when it has not
-    been refreshed for `TERM` seconds.
+    been refreshed for `TERM` seconds, or says that it was more than that in the future.
 
     Args:
         job: The job.
@@ -112,8 +112,7 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
         LockTimeoutError: The header lock was held too long.
         StorageError: The lease cannot be written.
     """
-    sidecar = Sidecar.of(job.path)
-    path = sidecar.run
+    path = Sidecar.of(job.path).run
     now = time.time()
     document = {
         "format": FORMAT,
@@ -127,34 +126,42 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
         "began": now,
         "refreshed": now,
     }
-    try:
-        with header_lock(sidecar.folder):
-            refuse_replaced(job)
-            _refuse_if_live(_read(path), job)
-            remove_stale(sidecar)
-            publish_json(path, document)
-    except OSError as error:
-        if isinstance(error, FlowmapError):
-            raise
-        raise storage_error(error, "cannot write the lease of the run", path) from error
     lease = Lease(path, document)
     thread = threading.Thread(
         target=lease.refresh_until_ended, name="flowmap-lease", daemon=True
     )
-    thread.start()
-    try:
+    try:  # from before the lease is written, so that Ctrl-C never leaves it behind
+        _take(job, document)
+        thread.start()
         yield lease
     finally:
         lease.stop()
-        thread.join()
+        with contextlib.suppress(RuntimeError):  # not begun yet: it will end at once
+            thread.join()
         lease.end()
+
+
+def _take(job: Job, document: dict[str, Any]) -> None:
+    """Write the lease, if the job is still the one at its path and nobody has it."""
+    sidecar = Sidecar.of(job.path)
+    try:
+        with header_lock(sidecar.folder):
+            refuse_replaced(job)
+            _refuse_if_live(_read(sidecar.run), job)
+            remove_stale(sidecar)
+            publish_json(sidecar.run, document)
+    except OSError as error:
+        if isinstance(error, FlowmapError):
+            raise
+        doing = "cannot write the lease of the run"
+        raise storage_error(error, doing, sidecar.run) from error
 
 
 def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
     if found is None or found.get("job") != job.id:
         return
     age = time.time() - found["refreshed"]
-    if age >= TERM:
+    if not -TERM < age < TERM:  # stamped by a clock that is far ahead: it would hold till then
         return
     if found["machine"] == _machine() and _started(found["pid"]) != found["process_started"]:
         return
@@ -172,8 +179,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         document = read_json(path)
     except (FileNotFoundError, ValueError):
         return None
-    known = all(isinstance(document.get(name), kind) for name, kind in _FIELDS.items())
-    return document if known else None
+    whole = all(
+        name in document and isinstance(document[name], kind) for name, kind in _FIELDS.items()
+    )
+    return document if whole else None
 
 
 def _machine() -> str:
@@ -196,6 +205,6 @@ def _started(pid: int) -> int | None:
         return None
     try:  # no /proc: a process with this number will have to do
         os.kill(pid, 0)
-    except OSError:
+    except (OSError, OverflowError):
         return None
     return 0

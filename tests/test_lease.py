@@ -154,6 +154,73 @@ def test_a_damaged_lease_is_none(target: flowmap.Target, content: bytes) -> None
     assert flowmap.validate(target).ok
 
 
+@pytest.mark.parametrize("refreshed", [1e11, float("inf"), float("nan")])
+def test_a_lease_from_the_future_is_void(target: flowmap.Target, refreshed: float) -> None:
+    """A clock that was far ahead does not keep the job until then; a little ahead counts."""
+    run = Sidecar.of(target.path).run
+    publish_json(run, document(target, refreshed=time.time() + lease.TERM / 2))
+    with pytest.raises(JobBusyError, match="elsewhere"):
+        flowmap.fill(target, ramp, executor="threads")
+    publish_json(run, document(target, refreshed=refreshed))
+    flowmap.fill(target, ramp, executor="threads")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"job": None},
+        {"name": 5},
+        {"host": None},
+        {"machine": []},
+        {"pid": "1"},
+        {"process_started": "then"},
+        {"refreshed": "now"},
+        {"refreshed": 10**400},
+    ],
+    ids=str,
+)
+def test_a_lease_of_other_fields_is_none(
+    target: flowmap.Target, changes: dict[str, Any]
+) -> None:
+    """What is no lease, though its checksum matches, holds nothing: wrong fields, or none."""
+    run = Sidecar.of(target.path).run
+    publish_json(run, document(target, **changes))
+    with leased(target.job, "this run") as held:
+        held.check()
+    other = document(target)
+    del other[next(iter(changes))]
+    publish_json(run, other)
+    with leased(target.job, "this run") as held:
+        held.check()
+
+
+@pytest.mark.parametrize("when", ["written", "before it started", "started"])
+def test_interrupted_while_it_begins(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Ctrl-C as soon as the lease is written ends it, and leaves no thread to refresh it."""
+    run = Sidecar.of(target.path).run
+    begin = threading.Thread.start
+
+    def written(path: Path, content: dict[str, Any]) -> None:
+        publish_json(path, content)
+        raise KeyboardInterrupt
+
+    def started(thread: threading.Thread) -> None:
+        if when == "started":
+            begin(thread)
+        raise KeyboardInterrupt
+
+    if when == "written":
+        monkeypatch.setattr(lease, "publish_json", written)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", started)
+    with pytest.raises(KeyboardInterrupt), leased(target.job, "this run"):
+        pass
+    assert not run.exists()
+    assert "flowmap-lease" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_it_is_refreshed(target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a run goes on its lease is written anew, and nothing but the time changes."""
     monkeypatch.setattr(lease, "REFRESH", 0.01)
