@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from flowmap._version import __version__
-from flowmap.arguments import whole
+from flowmap.arguments import flag, whole
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -34,7 +34,7 @@ from flowmap.fillers import Work, describe
 from flowmap.job import DURABILITIES, Durability, Job, Sidecar, absolute
 from flowmap.locks import header_lock
 from flowmap.npy import Layout, header_digest
-from flowmap.publication import make_folder, publish
+from flowmap.publication import make_folder, publish, remove_stale
 from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
 from flowmap.target import Target, open_target
@@ -83,7 +83,9 @@ def allocate(
         block_rows: Rows that a filler computes at once; None for about a mebibyte. Give a
             few, or one, where a row takes seconds or more.
         exist: "resume" attaches to the same job and refuses anything else at the path,
-            "error" refuses whatever is there, "overwrite" replaces it.
+            "error" refuses whatever is there, "overwrite" replaces it. Whoever attaches
+            gets the job as it was first allocated: its reservation, alignment and
+            checkpoints stay, whatever `reserve`, `align` and `checkpoint_seconds` say now.
         reserve: Whether to reserve the space now, so that a full disk shows here. False
             leaves a sparse file, whose filling may run out of space.
         align: Bytes that segment boundaries are rounded to: a power of two, at least 64.
@@ -132,6 +134,7 @@ def allocate(
     wanted.check_file_system()
     make_folder(sidecar.folder)
     with header_lock(sidecar.folder):
+        remove_stale(sidecar)
         return wanted.attach() or Target(_make(wanted))
 
 
@@ -148,7 +151,7 @@ class _Wanted:
     align: int
     durability: Durability
     checkpoint_seconds: float
-    work: Work | None
+    work: dict[str, Any] | None
 
     @classmethod
     def of(cls, path: Path, layout: Layout, **asked: Any) -> _Wanted:
@@ -156,10 +159,11 @@ class _Wanted:
         _one_of("exist", asked["exist"], EXISTS)
         _one_of("durability", asked["durability"], DURABILITIES)
         align = whole("align", asked["align"])
-        if align < 64 or align & (align - 1):  # noqa: PLR2004 -- what the .npy format asks of data
-            raise InvalidArgumentError(f"align is {align}; it takes a power of two from 64 on.")
-        if not isinstance(asked["reserve"], bool | np.bool_):
-            raise WrongTypeError(f"reserve is {asked['reserve']!r}; it takes True or False.")
+        if not 64 <= align <= 2**62 or align & (align - 1):  # noqa: PLR2004 -- 64: the format's
+            raise InvalidArgumentError(
+                f"align is {short(align)}; it takes a power of two from 64 to 2**62."
+            )
+        reserve = flag("reserve", asked["reserve"])
         if asked["filler"] is None and asked["arguments"] is not None:
             raise InvalidArgumentError(
                 "arguments are given but no filler; they pin it only with one."
@@ -172,13 +176,13 @@ class _Wanted:
             plan=plan,
             block_rows=plan_blocks(layout.row_bytes, longest, asked["block_rows"], align),
             exist=asked["exist"],
-            reserve=bool(asked["reserve"]),
+            reserve=reserve,
             align=align,
             durability=asked["durability"],
             checkpoint_seconds=_seconds(asked["checkpoint_seconds"]),
             work=None
             if asked["filler"] is None
-            else Work.of(asked["filler"], asked["arguments"]),
+            else Work.of(asked["filler"], asked["arguments"]).describe(),
         )
 
     def attach(self) -> Target | None:
@@ -228,11 +232,10 @@ class _Wanted:
                 self._refuse(*both)
         if self.work is not None:
             if job.work is None:
-                self._refuse("no work pinned", f"the work {describe(self.work.describe())}")
-            elif job.work["fingerprint"] != self.work.fingerprint:
+                self._refuse("no work pinned", f"the work {describe(self.work)}")
+            elif job.work["fingerprint"] != self.work["fingerprint"]:
                 self._refuse(
-                    f"the work {describe(job.work)}",
-                    f"the work {describe(self.work.describe())}",
+                    f"the work {describe(job.work)}", f"the work {describe(self.work)}"
                 )
 
     def _refuse(self, there: str, wanted: str) -> None:
@@ -266,21 +269,21 @@ class _Wanted:
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InvalidArgumentError(
-            f"{name} is {value!r}; it takes one of {', '.join(allowed)}."
+            f"{name} is {short(value)}; it takes one of {', '.join(allowed)}."
         )
 
 
 def _seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise WrongTypeError(f"checkpoint_seconds is {value!r}; it takes seconds.")
+        raise WrongTypeError(f"checkpoint_seconds is {short(value)}; it takes seconds.")
     try:
         seconds = float(value)
     except OverflowError:
         seconds = math.inf
     if not 0 <= seconds < math.inf:
-        raise InvalidArgumentError(f"checkpoint_seconds is {value}; it takes 0 or more.")
+        raise InvalidArgumentError(f"checkpoint_seconds is {short(value)}; it takes 0 or more.")
     return seconds
 
 
@@ -311,7 +314,7 @@ def _make(wanted: _Wanted) -> Job:
         durability=wanted.durability,
         checkpoint_seconds=wanted.checkpoint_seconds,
         reserve=wanted.reserve,
-        work=None if wanted.work is None else wanted.work.describe(),
+        work=wanted.work,
         made={
             "flowmap": __version__,
             "numpy": np.__version__,

@@ -12,7 +12,9 @@ from flowmap.errors import (
     ForeignFileError,
     InvalidArgumentError,
     NotFoundError,
+    OtherJobError,
     WrongTypeError,
+    short,
     storage_error,
 )
 from flowmap.fillers import describe
@@ -200,11 +202,19 @@ class Job:
             sync_folder(seal.parent)
 
     def problem_with(self, descriptor: int) -> str | None:
-        """Say what is wrong with the size or the header of the open target, if anything."""
-        size = os.fstat(descriptor).st_size
+        """Say what is wrong with the size or the header of the open target, if anything.
+
+        Raises:
+            StorageError: The header cannot be read.
+        """
+        try:
+            size = os.fstat(descriptor).st_size
+            header = os.pread(descriptor, self.data_offset, 0)
+        except OSError as error:
+            raise storage_error(error, "cannot read the target's header", self.path) from error
         if size != self.size:
             return f"has {size} bytes, where {self.size} were allocated"
-        if header_digest(os.pread(descriptor, self.data_offset, 0)) != self.header:
+        if header_digest(header) != self.header:
             return "has another header than was written"
         return None
 
@@ -217,14 +227,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
         InvalidArgumentError: No file can have this path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"path is {path!r}; it takes the name of a .npy file.")
+        raise WrongTypeError(f"path is {short(path)}; it takes the name of a .npy file.")
     try:
         text = os.fsdecode(path)
         possible = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         possible = False
     if not possible or Path(text).name in ("", ".."):
-        raise InvalidArgumentError(f"path is {path!r}; it takes the name of a .npy file.")
+        raise InvalidArgumentError(f"path is {short(path)}; it takes the name of a .npy file.")
     given = Path(text)
     try:
         return Path(os.path.realpath(given.parent)) / given.name
@@ -270,6 +280,24 @@ def read_job(path: Path) -> Job:
         raise storage_error(error, "cannot read the job", sidecar.job) from error
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged_job(sidecar, path, str(error)) from error
+
+
+def refuse_replaced(job: Job) -> None:
+    """Refuse a job that is not the one at its path any more.
+
+    Raises:
+        OtherJobError: The target was allocated anew since the job was read.
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`.
+    """
+    if read_job(job.path).id != job.id:
+        raise replaced(job.path)
+
+
+def replaced(path: Path) -> OtherJobError:
+    """Return the error for a job that an overwrite has replaced."""
+    return OtherJobError(
+        f"{path} was allocated anew since it was opened here; open it again.", path=str(path)
+    )
 
 
 def _damaged_job(sidecar: Sidecar, path: Path, why: str) -> DamagedJobError:

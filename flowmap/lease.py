@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import FlowmapError, JobBusyError, storage_error
-from flowmap.job import FORMAT, Job, Sidecar
+from flowmap.job import FORMAT, Job, Sidecar, refuse_replaced
 from flowmap.locks import header_lock
+from flowmap.publication import remove_stale
 from flowmap.storage import publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import UnionType
 
 REFRESH: Final = 10.0
 """Seconds between two refreshes of a lease."""
 
 TERM: Final = 60.0
 """Seconds that a lease holds without one: six refreshes, for a file system that hangs."""
+
+_FIELDS: Final[dict[str, type | UnionType]] = {
+    **dict.fromkeys(("job", "token", "name", "host", "machine"), str),
+    "pid": int,
+    "process_started": int | None,
+    "refreshed": float,
+}
+"""What a lease must say to be one."""
 
 
 class Lease:
@@ -38,19 +48,16 @@ class Lease:
         self._path = path
         self._document = document
         self._ended = threading.Event()
-        self._taken_by: str | None = None
+        self._lost: str | None = None
 
     def check(self) -> None:
         """Look whether the run still has the job.
 
         Raises:
-            JobBusyError: Another run took it over.
+            JobBusyError: Another run took it over, or the target was allocated anew.
         """
-        if self._taken_by is not None:
-            raise JobBusyError(
-                f"The run {self._document['name']} lost the job to {self._taken_by}: it had "
-                f"shown no sign of life for {TERM:g} s. What it finished is kept."
-            )
+        if self._lost is not None:
+            raise JobBusyError(f"The run {self._document['name']} lost the job {self._lost}")
 
     def refresh_until_ended(self) -> None:
         """Refresh the lease every `REFRESH` seconds: what the lease's thread does."""
@@ -62,10 +69,18 @@ class Lease:
                 publish_json(self._path, self._document | {"refreshed": time.time()})
 
     def _is_ours(self) -> bool:
-        found = _read(self._path) or {"name": "another allocation"}
-        if found.get("token") != self._document["token"]:
-            self._taken_by = str(found["name"])
-        return self._taken_by is None
+        found = _read(self._path)
+        if found is None or found["job"] != self._document["job"]:
+            self._lost = (
+                "since its target was allocated anew meanwhile, or the records beside it were "
+                "removed. Open the target again, and see what is pending."
+            )
+        elif found["token"] != self._document["token"]:
+            self._lost = (
+                f"to {found['name']}: it had shown no sign of life for {TERM:g} s. What it "
+                "finished is kept."
+            )
+        return self._lost is None
 
     def stop(self) -> None:
         """Let the lease's thread end, so that none refreshes what `end` has given back."""
@@ -84,7 +99,7 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
     """Hold the lease of a job for a `with` block.
 
     A lease whose process is dead on this host is void at once; any other when it has not
-    been refreshed for `TERM` seconds.
+    been refreshed for `TERM` seconds, or says that it was more than that in the future.
 
     Args:
         job: The job.
@@ -92,6 +107,8 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
 
     Raises:
         JobBusyError: Another run has the job.
+        OtherJobError: The target was allocated anew since the job was read.
+        NotFoundError, ForeignFileError, DamagedJobError: There is no such job any more.
         LockTimeoutError: The header lock was held too long.
         StorageError: The lease cannot be written.
     """
@@ -109,32 +126,42 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
         "began": now,
         "refreshed": now,
     }
-    try:
-        with header_lock(path.parent):
-            _refuse_if_live(_read(path), job)
-            publish_json(path, document)
-    except OSError as error:
-        if isinstance(error, FlowmapError):
-            raise
-        raise storage_error(error, "cannot write the lease of the run", path) from error
     lease = Lease(path, document)
     thread = threading.Thread(
         target=lease.refresh_until_ended, name="flowmap-lease", daemon=True
     )
-    thread.start()
-    try:
+    try:  # from before the lease is written, so that Ctrl-C never leaves it behind
+        _take(job, document)
+        thread.start()
         yield lease
     finally:
         lease.stop()
-        thread.join()
+        with contextlib.suppress(RuntimeError):  # not begun yet: it will end at once
+            thread.join()
         lease.end()
+
+
+def _take(job: Job, document: dict[str, Any]) -> None:
+    """Write the lease, if the job is still the one at its path and nobody has it."""
+    sidecar = Sidecar.of(job.path)
+    try:
+        with header_lock(sidecar.folder):
+            refuse_replaced(job)
+            _refuse_if_live(_read(sidecar.run), job)
+            remove_stale(sidecar)
+            publish_json(sidecar.run, document)
+    except OSError as error:
+        if isinstance(error, FlowmapError):
+            raise
+        doing = "cannot write the lease of the run"
+        raise storage_error(error, doing, sidecar.run) from error
 
 
 def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
     if found is None or found.get("job") != job.id:
         return
     age = time.time() - found["refreshed"]
-    if age >= TERM:
+    if not -TERM < age < TERM:  # stamped by a clock that is far ahead: it would hold till then
         return
     if found["machine"] == _machine() and _started(found["pid"]) != found["process_started"]:
         return
@@ -149,9 +176,13 @@ def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the lease that is there; None for none, or one that nobody can have written."""
     try:
-        return read_json(path)
+        document = read_json(path)
     except (FileNotFoundError, ValueError):
         return None
+    whole = all(
+        name in document and isinstance(document[name], kind) for name, kind in _FIELDS.items()
+    )
+    return document if whole else None
 
 
 def _machine() -> str:
@@ -174,6 +205,6 @@ def _started(pid: int) -> int | None:
         return None
     try:  # no /proc: a process with this number will have to do
         os.kill(pid, 0)
-    except OSError:
+    except (OSError, OverflowError):
         return None
     return 0

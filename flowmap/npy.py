@@ -19,8 +19,8 @@ import numpy as np
 import xxhash
 from numpy.lib import format as npy_format
 
-from flowmap.arguments import wholes
-from flowmap.errors import InvalidArgumentError, WrongTypeError
+from flowmap.arguments import flag, wholes
+from flowmap.errors import InvalidArgumentError, WrongTypeError, said, short
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class Layout:
         """
         checked, inner = _check_dtype(dtype)
         whole = _check_shape(shape) + inner  # as np.empty does with a subarray
-        if not isinstance(fortran_order, bool | np.bool_):
-            raise WrongTypeError(f"fortran_order is {fortran_order!r}; it takes True or False.")
-        layout = cls(whole, checked, bool(fortran_order))
+        layout = cls(whole, checked, flag("fortran_order", fortran_order))
         layout._check_size()
         return layout
 
@@ -76,10 +74,10 @@ class Layout:
             )
         # As NumPy does, an empty array's other axes must be sensible too.
         nbytes = math.prod(n for n in self.shape if n) * max(self.dtype.itemsize, 1)
-        if nbytes > _MAX_BYTES - len(self.header()):
+        if nbytes > _MAX_BYTES or nbytes > _MAX_BYTES - len(self.header()):
             raise InvalidArgumentError(
-                f"Shape {self.shape} of {self.dtype} would take {nbytes} bytes; a file holds "
-                f"at most {_MAX_BYTES}."
+                f"Shape {short(self.shape)} of {self.dtype} would take {short(nbytes)} bytes; "
+                f"a file holds at most {_MAX_BYTES}."
             )
 
     @property
@@ -155,7 +153,7 @@ def _check_shape(shape: object) -> tuple[int, ...]:
     checked = wholes("shape", shape)
     dimensions = checked if isinstance(checked, tuple) else (checked,)
     if any(n < 0 for n in dimensions):
-        raise InvalidArgumentError(f"shape is {dimensions}; no axis can be negative.")
+        raise InvalidArgumentError(f"shape is {short(dimensions)}; no axis can be negative.")
     return dimensions
 
 
@@ -173,7 +171,9 @@ def _check_dtype(dtype: DTypeLike | list[Any]) -> tuple[np.dtype[Any], tuple[int
         checked = np.dtype(_as_descr(dtype))
     except _NO_DTYPE as error:
         kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
-        raise kind(f"dtype is {dtype!r}, which NumPy does not take: {error}") from error
+        raise kind(
+            f"dtype is {short(dtype)}, which NumPy does not take: {said(error)}"
+        ) from error
     if checked.hasobject:
         raise InvalidArgumentError(
             f"dtype {checked} holds Python objects, which have no place of their own in a "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import ForeignFileError, TargetExistsError, storage_error
 from flowmap.job import FORMAT, Job, Sidecar
@@ -17,6 +18,7 @@ from flowmap.storage import (
     link,
     publish_json,
     reserve,
+    staged_json,
     sync_folder,
     write_all,
 )
@@ -29,6 +31,11 @@ _RECORDS = (
     *("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*.json"),
     *(".target.*", ".ledger.*", ".*.json.*"),  # private names of what was cut short
 )
+
+_STALE: Final = re.compile(
+    r"\.(target|ledger)\.[0-9a-f]{32}|\.(job|overwrite)\.json\.[0-9a-f]{16}"
+)
+"""Private names that are made under the header lock only."""
 
 
 def make_folder(folder: Path) -> None:
@@ -52,6 +59,23 @@ def make_folder(folder: Path) -> None:
             f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",
             path=str(folder),
         )
+
+
+def remove_stale(sidecar: Sidecar) -> None:
+    """Remove what a killed allocation left behind; the caller holds the header lock.
+
+    These names are made under the lock only, so whoever made them is gone: a target that
+    was never finished and keeps its space, or a second name of one that was. A file that
+    cannot be removed is left, since nothing depends on it.
+
+    Args:
+        sidecar: The folder beside the target.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(sidecar.folder.iterdir()):
+            if _STALE.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    entry.unlink()
 
 
 def publish(job: Job, header: bytes) -> None:
@@ -97,13 +121,16 @@ def _build(job: Job, header: bytes, target: Path) -> None:
 
 
 def _replace(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
-    publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
-    _clear(sidecar, keep=(target, ledger, sidecar.intent))
-    ledger.rename(sidecar.ledger)
+    # From the intent on nothing needs space: all that is left to do is to rename and remove.
+    with staged_json(sidecar.job, job.document()) as staged:
+        publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
+        _clear(sidecar, keep=(target, ledger, sidecar.intent, staged))
+        ledger.rename(sidecar.ledger)
+        sync_folder(sidecar.folder)
+        target.rename(job.path)
+        sync_folder(job.path.parent)
+        staged.rename(sidecar.job)
     sync_folder(sidecar.folder)
-    target.rename(job.path)
-    sync_folder(job.path.parent)
-    publish_json(sidecar.job, job.document())
     sidecar.intent.unlink()
     sync_folder(sidecar.folder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flowmap.arguments import whole, wholes
-from flowmap.errors import InvalidArgumentError, WrongTypeError
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short
 from flowmap.storage import CHUNK
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ class Segment:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, Path):
-            raise WrongTypeError(f"path is {self.path!r}; a segment has a pathlib.Path.")
+            raise WrongTypeError(f"path is {short(self.path)}; a segment has a pathlib.Path.")
         if not all(isinstance(n, int) for n in (self.index, self.start, self.stop)):
-            raise WrongTypeError(f"{self.index!r}, {self.start!r}, {self.stop!r}: not all int.")
+            raise WrongTypeError(f"{short((self.index, self.start, self.stop))}: not all int.")
         if not 0 <= self.start <= self.stop or self.index < 0:
             raise InvalidArgumentError(
-                f"No segment can have index {self.index} and rows {self.start} to {self.stop}."
+                f"No segment can have index {short(self.index)} and rows {short(self.start)} "
+                f"to {short(self.stop)}."
             )
 
     @property
@@ -177,7 +178,7 @@ def plan_segments(
         return _exact(rows, asked)
     if not 1 <= asked <= rows:
         raise InvalidArgumentError(
-            f"segments is {asked}, but the target has {rows} rows; ask for 1 to {rows}."
+            f"segments is {short(asked)}, but the target has {rows} rows; ask for 1 to {rows}."
         )
     aligned = rows >= asked * unit * _UNITS_TO_ALIGN
     return _equal(rows, unit if aligned else 1, asked)
@@ -200,11 +201,12 @@ def _equal(rows: int, unit: int, count: int) -> Plan:
 def _exact(rows: int, lengths: tuple[int, ...]) -> Plan:
     if any(length < 1 for length in lengths):
         raise InvalidArgumentError(
-            f"segments has {min(lengths)} rows in one place; each segment needs at least one."
+            f"segments has {short(min(lengths))} rows in one place; each segment needs at "
+            "least one."
         )
     if sum(lengths) != rows:
         raise InvalidArgumentError(
-            f"segments add up to {sum(lengths)} rows, but the target has {rows}."
+            f"segments add up to {short(sum(lengths))} rows, but the target has {rows}."
         )
     return Plan(_run_lengths([(1, length) for length in lengths]))
 
@@ -230,7 +232,9 @@ def plan_blocks(row_bytes: int, longest: int, block_rows: int | None, align: int
     if block_rows is not None:
         asked = whole("block_rows", block_rows)
         if asked < 1:
-            raise InvalidArgumentError(f"block_rows is {asked}; a block has at least one row.")
+            raise InvalidArgumentError(
+                f"block_rows is {short(asked)}; a block has at least one row."
+            )
         return max(1, min(asked, longest))
     rows = max(1, CHUNK // row_bytes if row_bytes else longest)
     unit = align // math.gcd(align, row_bytes) if row_bytes else 1

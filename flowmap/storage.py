@@ -90,7 +90,7 @@ def created(path: str | os.PathLike[str]) -> Iterator[int]:
     try:
         yield descriptor
     except BaseException:
-        Path(path).unlink()
+        Path(path).unlink(missing_ok=True)  # it may have its final name already
         raise
     finally:
         os.close(descriptor)
@@ -193,6 +193,25 @@ def link(private: Path, path: Path) -> None:
             raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
+@contextlib.contextmanager
+def staged_json(path: Path, document: dict[str, Any]) -> Iterator[Path]:
+    """Write a document durably under a private name, for a `with` block to rename.
+
+    Args:
+        path: What the block renames it to; its folder must exist.
+        document: JSON values; a checksum is added.
+
+    Yields:
+        The private name, in the same folder. It is removed if the block fails.
+    """
+    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1)
+    private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with created(private) as descriptor:
+        write_all(descriptor, text.encode(), 0)
+        os.fsync(descriptor)
+        yield private
+
+
 def publish_json(path: Path, document: dict[str, Any]) -> None:
     """Put a document at `path` durably, all of it or nothing, in place of what is there.
 
@@ -200,11 +219,7 @@ def publish_json(path: Path, document: dict[str, Any]) -> None:
         path: Where; its folder must exist.
         document: JSON values; a checksum is added.
     """
-    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1)
-    private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with created(private) as descriptor:
-        write_all(descriptor, text.encode(), 0)
-        os.fsync(descriptor)
+    with staged_json(path, document) as private:
         private.rename(path)
     sync_folder(path.parent)
 

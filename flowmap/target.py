@@ -10,9 +10,10 @@ from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
+    short,
     storage_error,
 )
-from flowmap.job import Job, absolute, read_job
+from flowmap.job import Job, absolute, read_job, refuse_replaced, replaced
 from flowmap.records import STATUS
 from flowmap.storage import NotRegularError, opened
 
@@ -138,11 +139,16 @@ class Target:
             attempt, digest, started, finished, host, pid, work, reason.
 
         Raises:
-            DamagedJobError: The ledger cannot be read.
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError: It was removed since, or its records were.
+            DamagedJobError: The job or the ledger cannot be read.
         """
         bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
-        with self.job.ledger() as ledger:
-            slots = ledger.read_all(bounds)
+        try:
+            with self.job.ledger() as ledger:
+                slots = ledger.read_all(bounds)
+        finally:  # not before: an overwrite removes job.json first, and the ledger then
+            refuse_replaced(self.job)
         table = np.zeros(len(slots), STATUS)
         table["index"] = slots["segment"]
         for name in ("start", "stop", "state", "rows_done", "attempt"):
@@ -154,7 +160,11 @@ class Target:
         return table
 
     def pending(self) -> list[Segment]:
-        """Return the segments that are not done yet: what a run has to fill."""
+        """Return the segments that are not done yet: what a run has to fill.
+
+        Raises:
+            OtherJobError, NotFoundError, ForeignFileError, DamagedJobError: As in `status`.
+        """
         (left,) = np.nonzero(self.status()["state"] != "done")
         return [self.segments[index] for index in left]
 
@@ -169,18 +179,17 @@ class Target:
 
         Raises:
             InvalidArgumentError: Another mode: writing goes through segments.
-            DamagedJobError: The file is not what was allocated.
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
         """
-        if mode not in ("r", "c"):
+        asked: object = mode
+        if not isinstance(asked, str) or asked not in ("r", "c"):
             raise InvalidArgumentError(
-                f"mode is {mode!r}; it takes 'r' or 'c'. To write, fill or write segments."
+                f"mode is {short(mode)}; it takes 'r' or 'c'. To write, fill or write segments."
             )
         job = open_target(self.path).job
         if job.id != self.id:
-            raise DamagedJobError(
-                f"{self.path} was allocated anew since this target was opened; open it again.",
-                path=str(self.path),
-            )
+            raise replaced(job.path)
         if not self.nbytes:
             return np.zeros(self.shape, self.dtype)
         order: Literal["F", "C"] = "F" if self.fortran_order else "C"

@@ -33,11 +33,22 @@ from flowmap.errors import (
     StorageError,
     TargetExistsError,
     WrongTypeError,
+    short,
 )
 from flowmap.fillers import arange
 from flowmap.locks import header_lock
 
 PLAIN: dict[str, Any] = {"shape": (100, 3), "dtype": "<f8", "segments": 4}
+
+HUGE = 10**5000  # an int that str() refuses
+
+
+def nested(depth: int) -> Any:
+    """Return a dtype within dtypes."""
+    dtype: Any = "<f8"
+    for _ in range(depth):
+        dtype = [("a", dtype)]
+    return dtype
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
@@ -221,6 +232,19 @@ class TestBadArguments:
             ({"checkpoint_seconds": float("nan")}, InvalidArgumentError, "checkpoint_seconds"),
             ({"checkpoint_seconds": float("inf")}, InvalidArgumentError, "checkpoint_seconds"),
             ({"checkpoint_seconds": 10**400}, InvalidArgumentError, "checkpoint_seconds"),
+            ({"checkpoint_seconds": -HUGE}, InvalidArgumentError, "checkpoint_seconds"),
+            ({"checkpoint_seconds": HUGE}, InvalidArgumentError, "checkpoint_seconds"),
+            ({"shape": HUGE}, InvalidArgumentError, "at most"),
+            ({"shape": (0, HUGE)}, InvalidArgumentError, "at most"),
+            ({"shape": (3, -HUGE)}, InvalidArgumentError, "shape"),
+            ({"segments": HUGE}, InvalidArgumentError, "1 to 100"),
+            ({"segments": [HUGE, 1]}, InvalidArgumentError, "add up"),
+            ({"segments": [-HUGE, 1]}, InvalidArgumentError, "at least one"),
+            ({"block_rows": -HUGE}, InvalidArgumentError, "block_rows"),
+            ({"align": 1 << 20_000}, InvalidArgumentError, "align"),
+            ({"dtype": nested(100_000)}, InvalidArgumentError, "dtype"),
+            ({"exist": np.array(["resume", "error"])}, InvalidArgumentError, "exist"),
+            ({"durability": None}, InvalidArgumentError, "durability"),
             ({"checkpoint_seconds": True}, WrongTypeError, "checkpoint_seconds"),
             ({"checkpoint_seconds": "30"}, WrongTypeError, "checkpoint_seconds"),
             ({"checkpoint_seconds": None}, WrongTypeError, "checkpoint_seconds"),
@@ -231,13 +255,38 @@ class TestBadArguments:
             ({"filler": arange, "arguments": [1]}, WrongTypeError, "unmapped"),
             ({"filler": arange, "arguments": {"start": {1}}}, ValueError, "fingerprint"),
         ],
-        ids=str,
+        ids=lambda value: short(value, 40),
     )
     def test_refused(
         self, tmp_path: Path, changes: dict[str, Any], kind: type[Exception], message: str
     ) -> None:
         """An argument that cannot be is refused, by name, and leaves nothing at all."""
         refused(kind, message, tmp_path / "a.npy", tmp_path, **changes)
+
+    @pytest.mark.parametrize("depth", [20, 50, 100, 300, 1000, 3000])
+    def test_deep_dtype(self, tmp_path: Path, depth: int) -> None:
+        """A dtype within dtypes is allocated, or refused as too deep, and nothing else."""
+        before = snapshot(tmp_path)
+        try:
+            target = flowmap.allocate(tmp_path / "a.npy", 3, nested(depth))
+        except FlowmapError as error:
+            assert isinstance(error, InvalidArgumentError)  # noqa: PT017 -- one of two outcomes
+            assert snapshot(tmp_path) == before
+        else:
+            assert flowmap.open_target(target.path).dtype == target.dtype
+
+    def test_work_that_cannot_be_described(self, tmp_path: Path) -> None:
+        """A filler that cannot be recorded is refused before the folder is made."""
+
+        @flowmap.filler
+        def fill(out: Any, block: flowmap.Block) -> None:
+            raise NotImplementedError
+
+        fill.__wrapped__ = fill  # type: ignore[attr-defined]  # a loop, which inspect refuses
+        before = snapshot(tmp_path)
+        with pytest.raises(ValueError, match="loop"):
+            allocate(tmp_path / "a.npy", filler=fill)
+        assert snapshot(tmp_path) == before
 
     @pytest.mark.parametrize("seconds", [0, 0.5, np.float32(2), np.int64(3)])
     def test_checkpoint_seconds(self, tmp_path: Path, seconds: Any) -> None:
@@ -533,7 +582,7 @@ class TestJobThere:
         assert len(second.pending()) == 4
         assert not np.load(second.path).any()
         assert names(tmp_path / "a.npy.flowmap") == ["header.lock", "job.json", "ledger.npy"]
-        with pytest.raises(DamagedJobError, match="allocated anew"):
+        with pytest.raises(OtherJobError, match="allocated anew"):
             first.asarray()
         with pytest.raises(FlowmapError):
             flowmap.fill_segment(first.segments[0], arange)

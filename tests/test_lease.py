@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from support import ramp, script, start
 
 import flowmap
 from flowmap import lease
-from flowmap.errors import JobBusyError
+from flowmap.errors import JobBusyError, OtherJobError
 from flowmap.job import Sidecar
 from flowmap.lease import leased
 from flowmap.storage import publish_json, read_json
@@ -115,12 +116,109 @@ def test_the_lease_of_another_allocation_is_void(target: flowmap.Target) -> None
     flowmap.fill(target, ramp, executor="threads")
 
 
+def test_an_old_job_takes_no_lease(target: flowmap.Target) -> None:
+    """A run with the job from before an overwrite does not take the lease of the new one's."""
+    path = target.path
+    new = flowmap.allocate(path, 12, "f8", segments=4, exist="overwrite")
+    with leased(new.job, "the run of the new job") as held:
+        before = Sidecar.of(path).run.read_bytes()
+        for _ in range(2):
+            with (
+                pytest.raises(OtherJobError, match=r"allocated anew.*open it again"),
+                leased(target.job, "the run of the old job"),
+            ):
+                pass
+        assert Sidecar.of(path).run.read_bytes() == before
+        held.check()
+
+
+@pytest.mark.parametrize("leased_anew", [False, True])
+def test_a_run_whose_job_was_overwritten_is_told(
+    target: flowmap.Target, leased_anew: bool
+) -> None:
+    """It lost the job to the overwrite, not for want of a sign of life."""
+    with leased(target.job, "this run") as held:
+        new = flowmap.allocate(target.path, 12, "f8", segments=4, exist="overwrite")
+        with leased(new.job, "the next run") if leased_anew else contextlib.nullcontext():
+            assert not held._is_ours()
+        with pytest.raises(JobBusyError, match="allocated anew") as caught:
+            held.check()
+        assert "sign of life" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"checksum": "0"}', b"\xff"])
 def test_a_damaged_lease_is_none(target: flowmap.Target, content: bytes) -> None:
     """What nobody can have written does not keep a run from its job."""
     Sidecar.of(target.path).run.write_bytes(content)
     flowmap.fill(target, ramp, executor="threads")
     assert flowmap.validate(target).ok
+
+
+@pytest.mark.parametrize("refreshed", [1e11, float("inf"), float("nan")])
+def test_a_lease_from_the_future_is_void(target: flowmap.Target, refreshed: float) -> None:
+    """A clock that was far ahead does not keep the job until then; a little ahead counts."""
+    run = Sidecar.of(target.path).run
+    publish_json(run, document(target, refreshed=time.time() + lease.TERM / 2))
+    with pytest.raises(JobBusyError, match="elsewhere"):
+        flowmap.fill(target, ramp, executor="threads")
+    publish_json(run, document(target, refreshed=refreshed))
+    flowmap.fill(target, ramp, executor="threads")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"job": None},
+        {"name": 5},
+        {"host": None},
+        {"machine": []},
+        {"pid": "1"},
+        {"process_started": "then"},
+        {"refreshed": "now"},
+        {"refreshed": 10**400},
+    ],
+    ids=str,
+)
+def test_a_lease_of_other_fields_is_none(
+    target: flowmap.Target, changes: dict[str, Any]
+) -> None:
+    """What is no lease, though its checksum matches, holds nothing: wrong fields, or none."""
+    run = Sidecar.of(target.path).run
+    publish_json(run, document(target, **changes))
+    with leased(target.job, "this run") as held:
+        held.check()
+    other = document(target)
+    del other[next(iter(changes))]
+    publish_json(run, other)
+    with leased(target.job, "this run") as held:
+        held.check()
+
+
+@pytest.mark.parametrize("when", ["written", "before it started", "started"])
+def test_interrupted_while_it_begins(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Ctrl-C as soon as the lease is written ends it, and leaves no thread to refresh it."""
+    run = Sidecar.of(target.path).run
+    begin = threading.Thread.start
+
+    def written(path: Path, content: dict[str, Any]) -> None:
+        publish_json(path, content)
+        raise KeyboardInterrupt
+
+    def started(thread: threading.Thread) -> None:
+        if when == "started":
+            begin(thread)
+        raise KeyboardInterrupt
+
+    if when == "written":
+        monkeypatch.setattr(lease, "publish_json", written)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", started)
+    with pytest.raises(KeyboardInterrupt), leased(target.job, "this run"):
+        pass
+    assert not run.exists()
+    assert "flowmap-lease" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_it_is_refreshed(target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:

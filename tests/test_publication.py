@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 
 import flowmap
+import flowmap.alloc
 import flowmap.publication
 from flowmap import storage
 from flowmap.errors import DamagedJobError, FlowmapError, StorageError, TargetExistsError
 from flowmap.fillers import arange
+from flowmap.job import Sidecar
+from flowmap.publication import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,6 +248,50 @@ class TestCutShort:
             ("job.json", False),
         ]
 
+    @pytest.mark.parametrize("document", ["job", "overwrite"])
+    def test_no_space_for_a_document(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
+    ) -> None:
+        """A disk that is full but for the data costs nothing of what was to be replaced."""
+        path = _begin("job", tmp_path)
+        old = path.read_bytes()
+        before = names(tmp_path / "a.npy.flowmap")
+        pwrite = os.pwrite
+
+        def full(descriptor: int, data: Any, offset: int) -> int:
+            name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+            if name.startswith(f".{document}.json."):
+                raise OSError(errno.ENOSPC, "full")
+            return pwrite(descriptor, data, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(StorageError, match="free some space"):
+                allocate(path, exist="overwrite")
+        assert path.read_bytes() == old
+        assert names(tmp_path / "a.npy.flowmap") == before
+        assert flowmap.open_target(path).pending() == []
+        assert flowmap.validate(path).ok
+
+    @pytest.mark.parametrize("document", ["job.json", "overwrite.json"])
+    def test_interrupted_once_renamed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
+    ) -> None:
+        """Ctrl-C just after a document got its name comes out as such."""
+        path, rename = _begin("job", tmp_path), os.rename
+
+        def renamed(source: Any, destination: Any, **options: Any) -> None:
+            rename(source, destination, **options)
+            if Path(destination).name == document:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", renamed)
+            with pytest.raises(KeyboardInterrupt):
+                allocate(path, exist="overwrite")
+        allocate(path, exist="overwrite")
+        assert names(tmp_path / "a.npy.flowmap") == TIDY
+
     def test_intent_goes_with_its_target(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -290,6 +337,104 @@ class TestCutShort:
         assert folder in tidy[tidy.index("rename ledger.npy") : published]
         assert tidy[published - 1].startswith("sync .job.json.")
         assert tidy[published:] == ["rename job.json", folder, parent, "link", parent]
+
+
+STALE = (
+    f".target.{'0' * 32}",
+    f".ledger.{'a' * 32}",
+    f".job.json.{'1' * 16}",
+    f".overwrite.json.{'2' * 16}",
+)
+FOREIGN = (".nfs000000000001", ".target.mine", f".seal.json.{'3' * 16}")
+
+
+class TestStale:
+    """What a killed allocation left behind goes with the next operation under the lock."""
+
+    @staticmethod
+    def _leave(path: Path) -> Path:
+        sidecar = path.with_name("a.npy.flowmap")
+        sidecar.mkdir(exist_ok=True)
+        for name in (*STALE, *FOREIGN):
+            (sidecar / name).write_text("left")
+        return sidecar
+
+    @pytest.mark.parametrize("exist", ["resume", "overwrite"])
+    def test_removed_before_building(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exist: str
+    ) -> None:
+        """It keeps no space from what is built next; foreign files stay, and live ones."""
+        path = tmp_path / "a.npy"
+        if exist == "overwrite":
+            allocate(path)
+        sidecar = self._leave(path)
+        seen: list[str] = []
+
+        def full(*_: Any) -> None:
+            seen.extend(names(sidecar))
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(flowmap.publication, "reserve", full)
+        with pytest.raises(StorageError):
+            allocate(path, exist=exist)
+        assert not set(STALE) & set(seen)
+        assert set(FOREIGN) < set(seen)
+
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only exits
+    def test_a_killed_reservation(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A build that was killed keeps its space no longer than to the next allocation."""
+        path = tmp_path / "a.npy"
+        child = os.fork()
+        if child == 0:
+            try:
+                monkeypatch.setattr(
+                    flowmap.publication, "create_ledger", lambda *_: os._exit(9)
+                )
+                allocate(path)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert any(name.startswith(".target.") for name in names(tmp_path / "a.npy.flowmap"))
+        allocate(path)
+        assert names(tmp_path / "a.npy.flowmap") == TIDY
+
+    def test_second_name(self, tmp_path: Path) -> None:
+        """A second hard link to the finished target goes when a run begins."""
+        target = allocate(tmp_path / "a.npy")
+        second = tmp_path / f"a.npy.flowmap/.target.{target.id}"
+        os.link(target.path, second)
+        assert allocate(target.path).id == target.id
+        assert second.exists()  # attaching takes no lock
+        flowmap.fill(target, arange, executor="threads", workers=1)
+        assert not second.exists()
+        assert target.path.stat().st_nlink == 1
+        assert flowmap.validate(target.path).ok
+
+    def test_attached_under_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever finds the job made by another, once it has the lock, tidies up as well."""
+        path = tmp_path / "a.npy"
+
+        def late(folder: Path) -> None:
+            monkeypatch.setattr(flowmap.alloc, "make_folder", make_folder)
+            allocate(path)
+            self._leave(path)
+            make_folder(folder)
+
+        monkeypatch.setattr(flowmap.alloc, "make_folder", late)
+        allocate(path)
+        assert names(tmp_path / "a.npy.flowmap") == sorted((*TIDY, *FOREIGN))
+
+    def test_not_removable(self, tmp_path: Path) -> None:
+        """What cannot be removed keeps nobody from allocating."""
+        stale = tmp_path / "a.npy.flowmap" / STALE[0]
+        stale.mkdir(parents=True)
+        flowmap.publication.remove_stale(Sidecar.of(tmp_path / "a.npy"))
+        assert stale.exists()
+        flowmap.publication.remove_stale(Sidecar.of(tmp_path / "nowhere.npy"))
 
 
 class TestName:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -21,6 +22,8 @@ from flowmap.errors import (
     ForeignFileError,
     InvalidArgumentError,
     NotFoundError,
+    OtherJobError,
+    StorageError,
     WrongTypeError,
 )
 from flowmap.fillers import arange
@@ -85,6 +88,40 @@ class TestTarget:
         assert "ZeroDivisionError" in target.status()["reason"][0]
         assert [segment.index for segment in target.pending()] == [0, 3]
 
+    @pytest.mark.parametrize("segments", [4, 3])
+    def test_stale(self, target: flowmap.Target, segments: int) -> None:
+        """After an overwrite it says so, and nothing of the new job's ledger."""
+        new = flowmap.allocate(
+            target.path, (100, 3), "<f8", segments=segments, exist="overwrite"
+        )
+        flowmap.fill(new, arange, executor="threads", workers=1)
+        for look in (target.status, target.pending, target.asarray):
+            with pytest.raises(OtherJobError, match=r"allocated anew.*open it again"):
+                look()
+        assert new.pending() == []
+
+    def test_gone(self, target: flowmap.Target) -> None:
+        """Without its file it is not there, whatever its ledger says."""
+        target.path.unlink()
+        for look in (target.status, target.pending, target.asarray):
+            with pytest.raises(NotFoundError):
+                look()
+
+    def test_unreadable_header(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A disk that fails while the header is read gives an error of flowmap's."""
+
+        def fail(*_: Any) -> bytes:
+            raise OSError(errno.EIO, "no")
+
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(StorageError, match="cannot open the target") as caught:
+            flowmap.open_target(target.path)
+        assert caught.value.errno == errno.EIO
+        with target.path.open("rb") as file, pytest.raises(StorageError, match="header"):
+            target.job.problem_with(file.fileno())
+
     @pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=lambda m: m.__name__)
     def test_pickles(self, target: flowmap.Target, pickler: Any) -> None:
         """It holds no open file, is small, and is the same elsewhere."""
@@ -127,7 +164,7 @@ class TestTarget:
         copied[:] = -1
         del copied
         assert target.path.read_bytes() == before
-        for mode in ("r+", "w+", "", None):
+        for mode in ("r+", "w+", "", None, np.array(["r", "c"])):
             with pytest.raises(InvalidArgumentError, match="To write"):
                 target.asarray(mode)  # type: ignore[arg-type]  # on purpose
 
