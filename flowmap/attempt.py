@@ -2,6 +2,11 @@
 
 Claim; then for each block write it, start its write-back, hash it and note it. At each
 checkpoint and at the end sync the target, look at the claim, record, sync the ledger.
+
+With `durability="end"` an attempt never syncs the target, not even at a checkpoint: the
+kernel reports a failed write-back once for the file, whichever segment it hit, and a sync
+that fails one segment would hide the loss of another from the sync of the validation. No row
+is recorded as durable there, and only a validation that marks syncs.
 """
 
 from __future__ import annotations
@@ -175,7 +180,8 @@ class Attempt:
         self._digest.update(data.data)
         self._rows += rows
         claim.note(rows_done=self._rows, digest=self._digest.hexdigest())
-        if time.monotonic() - self._synced_at >= self.job.checkpoint_seconds:
+        due = time.monotonic() - self._synced_at >= self.job.checkpoint_seconds
+        if due and self.job.durability == "segment":
             self._record_durable("running")
 
     def commit(self) -> SegmentRecord:

@@ -6,10 +6,8 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +16,17 @@ import xxhash
 from flowmap.arguments import flag
 from flowmap.checks import complaint_of, is_finite, refuse_odd_check
 from flowmap.errors import (
+    ClaimLostError,
     DamagedJobError,
     FlowmapError,
     InvalidArgumentError,
     WrongTypeError,
+    said,
     storage_error,
 )
 from flowmap.job import FORMAT, Job, Sidecar, absolute, read_job
 from flowmap.ledger import NO_ROWS, Claim
-from flowmap.records import FINISHED
+from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment
 from flowmap.storage import (
@@ -60,9 +60,10 @@ def validate(
     """Prove that the target is whole: header, size, and every segment's bytes.
 
     The bytes are read through a fresh descriptor and hashed, in threads. Segments that
-    were left for validation to sync (`durability="end"`) are synced and become done. Where
-    a digest does not match, the segment is marked damaged, so that running the job again
-    repairs just it. Success seals the job.
+    were left for validation to sync (`durability="end"`) are synced and become done, unless
+    `mark` is false: then nothing is synced, and a note counts them. Where a digest does not
+    match, the segment is marked damaged, so that running the job again repairs just it.
+    Success seals the job.
 
     Args:
         path: Of the target, or the target.
@@ -80,7 +81,7 @@ def validate(
         NotFoundError: There is no such file.
         ForeignFileError: It was not allocated by flowmap.
         DamagedJobError: `job.json` cannot be read.
-        StorageError: The target cannot be read.
+        StorageError: The target cannot be read, or what was left unsynced cannot be synced.
     """
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
@@ -120,14 +121,15 @@ class _Validation:
         self._compare_states(records)
         finished = [record for record in records if record.index not in self.bad]
         written = [record for record in finished if record.state == "written"]
-        self._sync(written, mark=mark)
+        if mark and written:
+            self._sync()
         damaged = self._compare_bytes(finished)
         self._compare_works(records)
-        digest = None if self.bad else _digest_of(records)
+        digest = None if self.bad else digest_of(records)
         self._look_at_values(check, finite=finite)
         gone = {record.index for record in damaged}
         synced = [record for record in written if record.index not in gone]
-        marked, notes = self._record(synced, damaged) if mark else ([], [])
+        marked, notes = self._record(synced, damaged) if mark else ([], _unsynced(written))
         sealed = False
         if mark and not self.problems and not notes:
             sealed = self._seal(str(digest), records, notes)
@@ -156,19 +158,33 @@ class _Validation:
             elif (record.start, record.stop) != (segment.start, segment.stop):
                 self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
 
-    def _sync(self, written: list[SegmentRecord], *, mark: bool) -> None:
+    def _sync(self) -> None:
         """Bring what was left unsynced to the disk; where that fails, trust none of it."""
-        if not written:
-            return
         try:
             sync_data(self.target)
         except OSError as error:
             # A second sync may succeed for data that is gone: only writing them again helps.
-            if mark:
-                with contextlib.suppress(OSError, FlowmapError):
-                    self._mark(written, "failed")
             doing = "cannot sync the target; look at the disk, and run the job again"
+            try:
+                self._distrust()
+            except (OSError, FlowmapError) as second:
+                doing = (
+                    "cannot sync the target, nor mark its segments as failed "
+                    f"({said(second)}), so that a later validation may pass although rows are "
+                    "lost; look at the disk, reset() every segment and run the job again"
+                )
             raise storage_error(error, doing, self.job.path) from error
+
+    def _distrust(self) -> None:
+        """Mark as failed all that is not on the disk for certain, as the ledger is now."""
+        with self.job.ledger(write=True) as ledger:
+            for segment in self.segments:
+                record = ledger.read(segment.index, segment.start, segment.stop)
+                if record.state in ("written", "running"):
+                    # Whoever claims it meanwhile writes all of it again.
+                    with contextlib.suppress(ClaimLostError):
+                        Claim(ledger, record, record.work, state="failed")
+            ledger.sync()
 
     def _compare_bytes(self, finished: list[SegmentRecord]) -> list[SegmentRecord]:
         """Recompute the digests of what is finished; return the records that do not match."""
@@ -260,7 +276,7 @@ class _Validation:
                 with self.job.ledger(write=True) as ledger:
                     for record in synced:
                         if _now(ledger, record) == record:
-                            ledger.write(_made_durable(record), ledger.page(record.index))
+                            ledger.write(record.made_durable(), ledger.page(record.index))
                     ledger.sync()
         except (OSError, FlowmapError) as error:
             what = "Nothing" if not marked else "Not everything"
@@ -306,27 +322,16 @@ _STATES = {
 }
 
 
+def _unsynced(written: list[SegmentRecord]) -> list[str]:
+    if not written:
+        return []
+    return [
+        f"{len(written)} segments are written and not synced; validate(mark=True) does that."
+    ]
+
+
 def _now(ledger: Ledger, record: SegmentRecord) -> SegmentRecord:
     return ledger.read(record.index, record.start, record.stop)
-
-
-def _made_durable(record: SegmentRecord) -> SegmentRecord:
-    return replace(
-        record,
-        state="done",
-        sequence=record.sequence + 1,
-        rows_durable=record.rows_done,
-        digest_durable=record.digest,
-        finished=time.time(),
-    )
-
-
-def _digest_of(records: Iterable[SegmentRecord]) -> str:
-    whole = xxhash.xxh3_128()
-    for record in records:
-        digest = bytes.fromhex(record.digest)
-        whole.update(struct.pack("<qq16s", record.start, record.stop, digest))
-    return whole.hexdigest()
 
 
 def reset(

@@ -300,7 +300,9 @@ def test_mark_false_changes_nothing(tmp_path: Path) -> None:
     target = allocate(tmp_path, durability="end")
     fill_all(target)
     before = snapshot(target.path)
-    assert flowmap.validate(target, mark=False).ok
+    report = flowmap.validate(target, mark=False)
+    assert report.ok
+    assert "5 segments are written and not synced" in str(report)
     assert snapshot(target.path) == before
     damage(target, 1)
     before = snapshot(target.path)
@@ -372,6 +374,62 @@ def test_durability_end_syncs_before_it_says_done(
     monkeypatch.setattr("flowmap.validation.sync_data", sync)
     assert flowmap.validate(target).ok
     assert seen == [["written"] * 5]
+
+
+def test_only_a_validation_that_marks_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only looks must not take an error that the next could not see again."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    errors = [OSError(5, "Input/output error")]
+
+    def reported_once(_: int) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr("flowmap.validation.sync_data", reported_once)
+    assert flowmap.validate(target, mark=False).ok
+    assert errors
+    with pytest.raises(StorageError, match="sync"):
+        flowmap.validate(target)
+    assert states(target) == ["failed"] * 5
+
+
+def test_a_failed_sync_distrusts_what_was_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one report of the error covers segments recorded since the ledger was read, too."""
+    target = allocate(tmp_path, durability="end")
+    for segment in target.segments[:4]:
+        flowmap.fill_segment(segment, ramp)
+
+    def fail(_: int) -> None:
+        flowmap.fill_segment(target.segments[4], ramp)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.validation.sync_data", fail)
+        with pytest.raises(StorageError, match="sync"):
+            flowmap.validate(target)
+    assert states(target) == ["failed"] * 5
+
+
+def test_a_failed_sync_that_cannot_be_marked_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ledger fails as well, the error is the only place that knows of the loss."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("flowmap.validation.sync_data", fail)
+    monkeypatch.setattr("flowmap.ledger.write_all", fail)
+    with pytest.raises(StorageError, match=r"nor mark its segments as failed.*reset"):
+        flowmap.validate(target)
+    assert states(target) == ["written"] * 5
 
 
 def test_a_failed_sync_is_not_forgotten(
