@@ -194,7 +194,7 @@ class Attempt:
             OtherJobError: The target was allocated anew or moved meanwhile.
             StorageError: The disk did not take it.
         """
-        self._refuse_if_replaced()
+        self.refuse_if_replaced()
         if self.job.durability == "end":
             digest = self._digest.hexdigest()
             return self._held().note(state="written", rows_done=self._rows, digest=digest)
@@ -222,12 +222,20 @@ class Attempt:
         with _told("cannot sync the ledger to disk; run again", self.segment):
             self._ledger.sync()
 
-    def _refuse_if_replaced(self) -> None:
-        try:
-            there = self.job.path.lstat()
-        except FileNotFoundError:
-            there = None
-        if there is None or not os.path.samestat(there, os.fstat(self._target)):
+    def refuse_if_replaced(self) -> None:
+        """Look whether the path still is the target that was opened.
+
+        Raises:
+            OtherJobError: It was allocated anew or moved meanwhile.
+            StorageError: It cannot be looked at.
+        """
+        with _told("cannot look at the target", self.segment):
+            try:
+                there = self.job.path.lstat()
+                same = os.path.samestat(there, os.fstat(self._target))
+            except FileNotFoundError:
+                same = False
+        if not same:
             raise OtherJobError(
                 f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed "
                 "while the segment was being filled; the rows went into the file that was "
@@ -271,6 +279,9 @@ def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
         _check(job, segment, work, target)
         with job.ledger(write=True) as ledger:
             attempt = Attempt(job, segment, work, target, ledger)
+            # The ledger was opened by its name: an overwrite since may have put its own there.
+            attempt.refuse_if_replaced()
+            _refuse_other_job(read_job(segment.path), segment)
             try:
                 yield attempt
             except BaseException as error:
@@ -304,12 +315,7 @@ def _opened_for_writing(segment: Segment) -> Iterator[int]:
 
 
 def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
-    if segment.job != job.id:
-        raise OtherJobError(
-            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
-            "anew since. Take the segments from open_target(path).",
-            path=str(job.path),
-        )
+    _refuse_other_job(job, segment)
     bounds = job.plan.bounds_of(segment.index) if segment.index < len(job.plan) else None
     if bounds != (segment.start, segment.stop):
         raise InvalidArgumentError(
@@ -328,6 +334,15 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
         raise DamagedJobError(
             f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
             'from a copy, or begin anew with exist="overwrite".',
+            path=str(job.path),
+        )
+
+
+def _refuse_other_job(job: Job, segment: Segment) -> None:
+    if segment.job != job.id:
+        raise OtherJobError(
+            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
+            "anew since. Take the segments from open_target(path).",
             path=str(job.path),
         )
 

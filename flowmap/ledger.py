@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from flowmap.errors import ClaimLostError, DamagedJobError, storage_error
+from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error
 from flowmap.npy import Layout
 from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import (
@@ -106,6 +106,26 @@ class Ledger:
             return SegmentRecord(index, start, stop)
         return SegmentRecord.unpack(slots[0, best[0]].tobytes())
 
+    def refuse_others(self, page: bytes, name: str) -> None:
+        """Refuse a page that another job has written to: this ledger is not the job's own.
+
+        Args:
+            page: The segment's page as it is now.
+            name: Of the segment.
+
+        Raises:
+            OtherJobError: It holds whole records of another job.
+        """
+        for slot in np.frombuffer(page, SLOT):
+            other = slot["job"] not in (b"", self._job.encode())
+            if other and checksum_matches(slot.tobytes()):
+                raise OtherJobError(
+                    f"{name}: the ledger {self.path} holds records of another job; the target "
+                    "was allocated anew meanwhile, or the ledger came from elsewhere. Take "
+                    "the segments from open_target(path).",
+                    path=str(self.path),
+                )
+
     def read_all(self, bounds: NDArray[np.int64]) -> NDArray[Any]:
         """Return the slot that counts of each segment: shape (segments,), dtype SLOT.
 
@@ -161,6 +181,10 @@ class Claim:
         record: What the ledger says of the segment now.
         work: The fingerprint of the work of this attempt.
         **changes: Other fields of the first record ("state", "rows_done", ...).
+
+    Raises:
+        ClaimLostError: Another attempt claimed it since `record` was read.
+        OtherJobError: The page holds records of another job, which are not written over.
     """
 
     def __init__(
@@ -191,6 +215,7 @@ class Claim:
         found = ledger.newest(page, record.index, record.start, record.stop)
         if _whose(found) != _whose(record) or found.state != record.state:
             raise self._lost(found)
+        ledger.refuse_others(page, _name(self.record))
         self._page = ledger.write(self.record, page)
         self.check()
 
@@ -211,7 +236,7 @@ class Claim:
 
     def _lost(self, found: SegmentRecord) -> ClaimLostError:
         mine = self.record
-        name = f"segment {mine.index:04d} [{mine.start}:{mine.stop}]"
+        name = _name(mine)
         return ClaimLostError(
             f"{name}: attempt {mine.attempt} found that attempt {found.attempt} by process "
             f"{found.pid} on {found.host or 'no host'} has the segment (now "
@@ -228,6 +253,10 @@ class Claim:
         )
         self._page = self._ledger.write(self.record, self._page)
         return self.record
+
+
+def _name(record: SegmentRecord) -> str:
+    return f"segment {record.index:04d} [{record.start}:{record.stop}]"
 
 
 def _whose(record: SegmentRecord) -> tuple[int, str]:

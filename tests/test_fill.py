@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support import DTYPES, ORDERS, data_bytes, oracle, ramp, run, saved_bytes, script, states
 
 import flowmap
+import flowmap.attempt
 from flowmap.errors import (
     DamagedJobError,
     FillerError,
@@ -386,6 +387,26 @@ def test_an_overwrite_meanwhile_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(OtherJobError, match="while the segment"):
         flowmap.fill_segment(target.segments[0], overwrite)
     assert states(flowmap.open_target(target.path)) == ["pending"]
+
+
+def test_an_overwrite_before_the_claim_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that was checked just before writes nothing into the new job's ledger."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
+    real = flowmap.attempt._check
+
+    def checked(*arguments: Any) -> None:
+        real(*arguments)
+        anew = flowmap.allocate(target.path, 10, "f8", segments=1, exist="overwrite")
+        for _ in range(9):  # until each slot of the page holds a record
+            flowmap.reset(anew, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.attempt._check", checked)
+        with pytest.raises(OtherJobError, match="allocated anew"):
+            flowmap.fill_segment(target.segments[0], ramp)
+    assert flowmap.open_target(target.path).status()["attempt"] == [9]
 
 
 def _longer(path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import flip, ramp, states
 
 import flowmap
-from flowmap.errors import ClaimLostError
+from flowmap.errors import ClaimLostError, OtherJobError
 from flowmap.ledger import Claim, Ledger, create_ledger
 from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import PAGE
@@ -177,6 +177,18 @@ def test_slots_of_another_job_are_ignored(ledger: Ledger) -> None:
         file.seek(PAGE + slot_of(7, 0) * 256)
         file.write(packed)
     assert now(ledger) == mine
+
+
+def test_a_page_of_another_job_is_not_claimed(ledger: Ledger) -> None:
+    """Whole records of another job are left as they are; torn ones are nobody's."""
+    with Ledger(ledger.path, "f" * 32, 3, write=True) as other:
+        put(other, SegmentRecord(0, START, STOP, "done", 100, 100, 6))
+        before = other.page(0)
+        with pytest.raises(OtherJobError, match="another job"):
+            claim(ledger)
+        assert other.page(0) == before
+    flip(ledger.path, PAGE + slot_of(6, 0) * 256 + 100)
+    assert claim(ledger).record.attempt == 1
 
 
 @settings(max_examples=50)
