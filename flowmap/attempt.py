@@ -12,6 +12,7 @@ is recorded as durable there, and only a validation that marks syncs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
@@ -21,11 +22,11 @@ import xxhash
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
-    FlowmapError,
     InvalidArgumentError,
     NotFoundError,
     OtherJobError,
     OtherWorkError,
+    StorageError,
     WrongTypeError,
     cut,
     said,
@@ -49,6 +50,7 @@ from flowmap.storage import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -103,13 +105,15 @@ class Attempt:
         """
         before = self.before
         resume = resume and before.work == self._work.fingerprint
-        self.job.record_work(self._work)
+        with self._noting():
+            self.job.record_work(self._work)
         kept = {} if resume else NO_ROWS
         self._claim = Claim(
             self._ledger, before, self._work.fingerprint, state="running", **kept
         )
         # After the claim: a validation that seals meanwhile looks at the claims once more.
-        self.job.lift_seal()
+        with self._noting():
+            self.job.lift_seal()
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
         if not resume:
@@ -126,6 +130,10 @@ class Attempt:
                 digest_durable=digest,
             )
 
+    def _noting(self) -> contextlib.AbstractContextManager[None]:
+        folder = Sidecar.of(self.job.path).folder
+        return _told("cannot record progress; free some space, run again", self.segment, folder)
+
     def _take_over(self, rows: int, digest: str, *, rewrite: bool) -> bool:
         """Read on up to `rows`; keep them and return True if they match `digest`.
 
@@ -135,7 +143,7 @@ class Attempt:
         """
         row_bytes = self.job.layout.row_bytes
         reached = self._digest.copy()
-        buffer = buffer_of(min(CHUNK, (rows - self._rows) * row_bytes))
+        buffer = block_buffer(min(CHUNK, (rows - self._rows) * row_bytes), self.segment)
         first, last = self._byte(self._rows), self._byte(rows)
         for offset in range(first, last, max(len(buffer), 1)):
             chunk = buffer[: last - offset]
@@ -286,12 +294,23 @@ def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
                 yield attempt
             except BaseException as error:
                 attempt.fail(error)
-                if isinstance(error, OSError) and not isinstance(error, FlowmapError):
-                    doing = (
-                        f"{segment.name}: cannot record progress; free some space, run again"
-                    )
-                    raise storage_error(error, doing, Sidecar.of(job.path).folder) from error
                 raise
+
+
+def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
+    """Return zeroed memory for one block: shape (nbytes,), uint8.
+
+    Raises:
+        StorageError: There is not so much memory.
+    """
+    try:
+        return buffer_of(nbytes)
+    except (OSError, MemoryError) as error:
+        message = (
+            f"{segment.name}: there is no memory for a block of {nbytes} bytes; allocate the "
+            "target with fewer block_rows, or use fewer workers"
+        )
+        raise StorageError(errno.ENOMEM, message) from error
 
 
 @contextlib.contextmanager
@@ -329,7 +348,8 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
             'target, or this one anew with exist="overwrite".',
             segment=segment.name,
         )
-    problem = job.problem_with(target)
+    with _told("cannot read the target; look at the disk", segment):
+        problem = job.problem_with(target)
     if problem is not None:
         raise DamagedJobError(
             f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
@@ -348,9 +368,10 @@ def _refuse_other_job(job: Job, segment: Segment) -> None:
 
 
 @contextlib.contextmanager
-def _told(doing: str, segment: Segment) -> Iterator[None]:
+def _told(doing: str, segment: Segment, path: Path | None = None) -> Iterator[None]:
     """Turn an `OSError` into flowmap's, which names the segment."""
     try:
         yield
     except OSError as error:
-        raise storage_error(error, f"{segment.name}: {doing}", segment.path) from error
+        where = path or segment.path
+        raise storage_error(error, f"{segment.name}: {doing}", where) from error

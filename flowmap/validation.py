@@ -14,12 +14,14 @@ import numpy as np
 import xxhash
 
 from flowmap.arguments import flag
+from flowmap.attempt import block_buffer
 from flowmap.checks import complaint_of, is_finite, refuse_odd_check
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
     FlowmapError,
     InvalidArgumentError,
+    StorageError,
     WrongTypeError,
     said,
     storage_error,
@@ -32,7 +34,6 @@ from flowmap.segments import Block, Segment
 from flowmap.storage import (
     CHUNK,
     available_cpus,
-    buffer_of,
     open_existing,
     publish_json,
     read_into,
@@ -81,7 +82,8 @@ def validate(
         NotFoundError: There is no such file.
         ForeignFileError: It was not allocated by flowmap.
         DamagedJobError: `job.json` cannot be read.
-        StorageError: The target cannot be read, or what was left unsynced cannot be synced.
+        StorageError: The target cannot be read, what was left unsynced cannot be synced, or
+            there is no memory for a block.
     """
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
@@ -91,7 +93,11 @@ def validate(
     except OSError as error:
         raise storage_error(error, "cannot open the target to validate it", job.path) from error
     try:
-        problem = job.problem_with(target)
+        try:
+            problem = job.problem_with(target)
+        except OSError as error:
+            doing = "cannot read the target to validate it; look at the disk"
+            raise storage_error(error, doing, job.path) from error
         if problem is not None:
             return ValidationReport(job.path, (f"The file {problem}; nothing was marked.",))
         return _Validation(job, target, mixed=mixed).report(check, finite=finite, mark=mark)
@@ -116,7 +122,7 @@ class _Validation:
         try:
             with self.job.ledger() as ledger:
                 records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
-        except DamagedJobError as error:
+        except (DamagedJobError, StorageError) as error:
             return ValidationReport(self.job.path, (*self.problems, str(error)), self.segments)
         self._compare_states(records)
         finished = [record for record in records if record.index not in self.bad]
@@ -208,6 +214,8 @@ class _Validation:
         try:
             for data in self._read(segment, CHUNK):
                 digest.update(data.data)
+        except StorageError:  # no memory, which is no fault of the segment
+            raise
         except OSError as error:
             return error
         return digest.hexdigest()
@@ -216,7 +224,7 @@ class _Validation:
         """Yield the bytes of a segment, up to `nbytes` at a time, in one buffer."""
         first = self.job.data_offset + segment.start * self.job.layout.row_bytes
         last = first + segment.rows * self.job.layout.row_bytes
-        buffer = buffer_of(min(nbytes, last - first))
+        buffer = block_buffer(min(nbytes, last - first), segment)
         for offset in range(first, last, max(nbytes, 1)):
             data = buffer[: last - offset]
             if read_into(self.target, data, offset) < len(data):
@@ -252,6 +260,8 @@ class _Validation:
             try:
                 for read in self._read(rows, len(block) * layout.row_bytes):
                     data = read
+            except StorageError:  # no memory, which is no fault of the segment
+                raise
             except OSError as error:
                 self._problem(segment, f"cannot be read: {error.strerror}.")
                 return

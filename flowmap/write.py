@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from flowmap.arguments import flag
-from flowmap.attempt import attempting
+from flowmap.attempt import attempting, block_buffer
 from flowmap.errors import (
     FillerError,
     InvalidArgumentError,
@@ -24,7 +24,6 @@ from flowmap.errors import (
 from flowmap.fillers import Work, describe
 from flowmap.records import FINISHED
 from flowmap.segments import Block, Segment
-from flowmap.storage import buffer_of
 
 if TYPE_CHECKING:
     import threading
@@ -102,7 +101,7 @@ def _blocks(
 ) -> Iterator[tuple[Block, NDArray[Any], NDArray[np.uint8]]]:
     """Yield each block from row `first` on, its zeroed array and the bytes under it."""
     layout = job.layout
-    buffer = buffer_of(min(job.block_rows, segment.rows) * layout.row_bytes)
+    buffer = block_buffer(min(job.block_rows, segment.rows) * layout.row_bytes, segment)
     for start in range(first, segment.stop, job.block_rows):
         block = Block(start, min(start + job.block_rows, segment.stop))
         data = buffer[: len(block) * layout.row_bytes]

@@ -485,3 +485,28 @@ def test_a_full_ledger_folder_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         flowmap.fill_segment(target.segments[0], ramp)
     assert caught.value.errno == 28
     assert states(target) == ["pending"]
+
+
+def test_no_memory_for_a_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is too big for the memory is not taken for a full disk."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1, block_rows=4)
+
+    def none_left(_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("flowmap.attempt.buffer_of", none_left)
+    with pytest.raises(StorageError, match=r"block of 32 bytes.*block_rows") as caught:
+        flowmap.fill_segment(target.segments[0], ramp)
+    assert caught.value.errno == 12
+
+
+def test_an_unreadable_header_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that cannot be read gives flowmap's error, which names the segment."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
+
+    def bad(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", bad)
+    with pytest.raises(StorageError, match=r"segment 0000.*cannot read the target"):
+        flowmap.fill_segment(target.segments[0], ramp)

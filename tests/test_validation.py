@@ -531,6 +531,51 @@ def test_a_damaged_ledger_is_reported(target: Target, harm: str) -> None:
     assert not report.sealed
 
 
+def test_an_unreadable_ledger_is_reported(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page on a bad sector is a problem of the report, not a crash."""
+    real = os.pread
+
+    def bad(descriptor: int, size: int, offset: int) -> bytes:
+        if offset:  # both headers are at 0
+            raise OSError(5, "Input/output error")
+        return real(descriptor, size, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pread", bad)
+        report = flowmap.validate(target)
+    assert not report.ok
+    assert "cannot read the ledger" in str(report)
+    assert flowmap.validate(target).sealed
+
+
+def test_an_unreadable_header_is_told(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target itself cannot be read flowmap's own error says so."""
+
+    def bad(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", bad)
+    with pytest.raises(StorageError, match="cannot read the target"):
+        flowmap.validate(target)
+
+
+def test_no_memory_makes_no_segment_bad(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be looked at for want of memory is not marked as damaged."""
+
+    def none_left(_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.attempt.buffer_of", none_left)
+        with pytest.raises(StorageError, match="no memory"):
+            flowmap.validate(target, finite=True)
+    assert states(target) == ["done"] * 5
+
+
 def test_what_cannot_be_looked_at_raises(tmp_path: Path, target: Target) -> None:
     """No file, no job, a link or a pipe in the file's place: errors, not reports."""
     with pytest.raises(NotFoundError):
