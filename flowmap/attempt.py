@@ -107,11 +107,13 @@ class Attempt:
         resume = resume and before.work == self._work.fingerprint
         with self._noting():
             self.job.record_work(self._work)
+            # A kill right after the claim must not leave a seal on what is not done.
+            self.job.lift_seal()
         kept = {} if resume else NO_ROWS
         self._claim = Claim(
             self._ledger, before, self._work.fingerprint, state="running", **kept
         )
-        # After the claim: a validation that seals meanwhile looks at the claims once more.
+        # After the claim, too: a validation that seals meanwhile looks at the claims once more.
         with self._noting():
             self.job.lift_seal()
         if before.state == "done":  # before a byte changes that this record vouches for

@@ -1,4 +1,4 @@
-"""Proving that every byte is there: `validate`, and `reset` to compute again on purpose."""
+"""Proving that every byte is there: `validate`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
     FlowmapError,
-    InvalidArgumentError,
     StorageError,
-    WrongTypeError,
     said,
     storage_error,
 )
 from flowmap.job import FORMAT, Job, Sidecar, absolute, read_job
-from flowmap.ledger import NO_ROWS, Claim
+from flowmap.ledger import Claim
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
+from flowmap.resetting import reset
 from flowmap.segments import Block, Segment
 from flowmap.storage import (
     CHUNK,
@@ -41,13 +40,15 @@ from flowmap.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from flowmap.checks import Check
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
+
+__all__ = ["reset", "validate"]
 
 
 def validate(
@@ -99,7 +100,9 @@ def validate(
             doing = "cannot read the target to validate it; look at the disk"
             raise storage_error(error, doing, job.path) from error
         if problem is not None:
-            return ValidationReport(job.path, (f"The file {problem}; nothing was marked.",))
+            notes = tuple(_unseal(job) if mark else [])
+            problem = f"The file {problem}; nothing was marked."
+            return ValidationReport(job.path, (problem,), notes=notes)
         return _Validation(job, target, mixed=mixed).report(check, finite=finite, mark=mark)
     finally:
         os.close(target)
@@ -123,7 +126,9 @@ class _Validation:
             with self.job.ledger() as ledger:
                 records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
         except (DamagedJobError, StorageError) as error:
-            return ValidationReport(self.job.path, (*self.problems, str(error)), self.segments)
+            why = tuple(_unseal(self.job) if mark else [])
+            problems = (*self.problems, str(error))
+            return ValidationReport(self.job.path, problems, self.segments, notes=why)
         self._compare_states(records)
         finished = [record for record in records if record.index not in self.bad]
         written = [record for record in finished if record.state == "written"]
@@ -332,6 +337,15 @@ _STATES = {
 }
 
 
+def _unseal(job: Job) -> list[str]:
+    """Lift the seal of what is damaged; return a note where that cannot be."""
+    try:
+        job.lift_seal()
+    except OSError as error:
+        return [f"The seal could not be lifted: {error}."]
+    return []
+
+
 def _unsynced(written: list[SegmentRecord]) -> list[str]:
     if not written:
         return []
@@ -342,55 +356,3 @@ def _unsynced(written: list[SegmentRecord]) -> list[str]:
 
 def _now(ledger: Ledger, record: SegmentRecord) -> SegmentRecord:
     return ledger.read(record.index, record.start, record.stop)
-
-
-def reset(
-    path: str | os.PathLike[str], segments: Segment | int | Iterable[Segment | int]
-) -> None:
-    """Make segments pending again, on purpose: the next run computes them anew.
-
-    Their bytes stay until then. An attempt that is at one of them stops.
-
-    Args:
-        path: Of the target, or the target.
-        segments: Segments, or their numbers; one or several.
-
-    Raises:
-        WrongTypeError, InvalidArgumentError: Not segments of this target; nothing is reset.
-        OtherJobError, NotFoundError, ForeignFileError, DamagedJobError: There is no such job.
-        StorageError: The ledger cannot be written.
-    """
-    job = read_job(absolute(path))
-    known = job.segments()
-    # Whatever is no collection is one segment, or refused as none.
-    several = segments if np.iterable(segments) else [segments]
-    chosen = [_segment_of(one, known, job) for one in several]
-    if not chosen:
-        return
-    try:
-        with job.ledger(write=True) as ledger:
-            for segment in chosen:
-                record = ledger.read(segment.index, segment.start, segment.stop)
-                Claim(ledger, record, "", state="pending", **NO_ROWS)
-            job.lift_seal()
-            ledger.sync()
-    except OSError as error:
-        if isinstance(error, FlowmapError):
-            raise
-        raise storage_error(error, "cannot reset the segments", job.path) from error
-
-
-def _segment_of(one: Segment | int, known: tuple[Segment, ...], job: Job) -> Segment:
-    index = one.index if isinstance(one, Segment) else one
-    if isinstance(index, bool) or not isinstance(index, int | np.integer):
-        raise WrongTypeError(f"segments holds {one!r}; it takes segments or their numbers.")
-    if not 0 <= index < len(known):
-        raise InvalidArgumentError(
-            f"segments holds {index}; {job.path} has segments 0 to {len(known) - 1}."
-        )
-    if isinstance(one, Segment) and one != known[index]:
-        raise InvalidArgumentError(
-            f"{one.name} is no segment of the job at {job.path} as it is now. Take segments "
-            "from open_target(path)."
-        )
-    return known[index]

@@ -38,7 +38,8 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.job import Sidecar
-from flowmap.storage import read_json, sync_data
+from flowmap.ledger import Claim
+from flowmap.storage import publish_json, read_json, sync_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -529,6 +530,64 @@ def test_a_damaged_ledger_is_reported(target: Target, harm: str) -> None:
     assert "ledger" in str(report)
     assert report.digest is None
     assert not report.sealed
+
+
+@pytest.mark.parametrize("harm", [_longer, _other_header, "ledger"])
+@pytest.mark.parametrize("mark", [True, False])
+def test_damage_of_the_whole_lifts_the_seal(target: Target, harm: Any, mark: bool) -> None:
+    """No seal outlives a wrong size, a wrong header or a lost ledger, once that was seen."""
+    assert flowmap.validate(target).sealed
+    if harm == "ledger":
+        Sidecar.of(target.path).ledger.unlink()
+    else:
+        harm(target.path)
+    report = flowmap.validate(target, mark=mark)
+    assert not report.ok
+    assert sealed(target) is not mark
+
+
+@pytest.mark.parametrize("begin", ["reset", "write"])
+def test_a_kill_after_a_claim_leaves_no_seal(
+    target: Target, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    """The seal is gone before the first claim, not only after it."""
+    assert flowmap.validate(target).sealed
+    seen: list[bool] = []
+    real = Claim.check
+
+    def check(claim: Claim) -> None:
+        seen.append(sealed(target))
+        real(claim)
+
+    monkeypatch.setattr(Claim, "check", check)
+    if begin == "reset":
+        flowmap.reset(target, 1)
+    else:
+        flowmap.write_segment(target.segments[1], np.ones(4), replace=True)
+    assert not any(seen)
+
+
+def test_a_reset_that_is_overtaken_keeps_what_it_did(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments before the one claimed meanwhile are durably pending, with no seal."""
+    assert flowmap.validate(target).sealed
+    synced: list[bool] = []
+    real = Claim.check
+
+    def check(claim: Claim) -> None:
+        if claim.record.index == 1:
+            publish_json(Sidecar.of(target.path).seal, {})  # by a validation meanwhile
+            raise ClaimLostError("claimed meanwhile")
+        real(claim)
+
+    monkeypatch.setattr(Claim, "check", check)
+    monkeypatch.setattr("flowmap.ledger.sync_data", lambda _: synced.append(True))
+    with pytest.raises(ClaimLostError):
+        flowmap.reset(target, [0, 1])
+    assert states(target)[0] == "pending"
+    assert synced
+    assert not sealed(target)
 
 
 def test_an_unreadable_ledger_is_reported(
