@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 from typing import cast as cast_type
@@ -79,8 +80,17 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
     """Fill one segment by work that was checked elsewhere: what executors are handed.
 
     A work keeps the name that its filler had where it was defined, which another process
-    might not find out. Arguments, result and errors are those of `fill_segment`.
+    might not find out. Arguments, result and errors are those of `fill_segment`; an error's
+    traceback keeps its lines but not the frames' variables, among them the block.
     """
+    try:
+        return _fill_work(segment, work)
+    except Exception as error:
+        forget_frames(error)
+        raise
+
+
+def _fill_work(segment: Segment, work: Work) -> SegmentRecord:
     with attempting(segment, work) as attempt:
         if attempt.before.state in FINISHED:
             _refuse_other_work(attempt, work)
@@ -94,6 +104,28 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
             _compute(work, segment, block, out)
             attempt.append(data, len(block))
         return attempt.commit()
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the variables that an error's tracebacks, and those of its causes, keep alive.
+
+    A run keeps the error of each segment that failed; with the frames of the filler it would
+    keep a block for each. The lines of the tracebacks stay, as text they print the same.
+
+    Args:
+        error: One that was caught; frames that still run keep theirs.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
 
 
 def _blocks(
