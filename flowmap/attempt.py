@@ -2,11 +2,17 @@
 
 Claim; then for each block write it, start its write-back, hash it and note it. At each
 checkpoint and at the end sync the target, look at the claim, record, sync the ledger.
+
+With `durability="end"` an attempt never syncs the target, not even at a checkpoint: the
+kernel reports a failed write-back once for the file, whichever segment it hit, and a sync
+that fails one segment would hide the loss of another from the sync of the validation. No row
+is recorded as durable there, and only a validation that marks syncs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
@@ -16,11 +22,11 @@ import xxhash
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
-    FlowmapError,
     InvalidArgumentError,
     NotFoundError,
     OtherJobError,
     OtherWorkError,
+    StorageError,
     WrongTypeError,
     cut,
     said,
@@ -44,6 +50,7 @@ from flowmap.storage import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -98,13 +105,17 @@ class Attempt:
         """
         before = self.before
         resume = resume and before.work == self._work.fingerprint
-        self.job.record_work(self._work)
+        with self._noting():
+            self.job.record_work(self._work)
+            # A kill right after the claim must not leave a seal on what is not done.
+            self.job.lift_seal()
         kept = {} if resume else NO_ROWS
         self._claim = Claim(
             self._ledger, before, self._work.fingerprint, state="running", **kept
         )
-        # After the claim: a validation that seals meanwhile looks at the claims once more.
-        self.job.lift_seal()
+        # After the claim, too: a validation that seals meanwhile looks at the claims once more.
+        with self._noting():
+            self.job.lift_seal()
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
         if not resume:
@@ -121,6 +132,10 @@ class Attempt:
                 digest_durable=digest,
             )
 
+    def _noting(self) -> contextlib.AbstractContextManager[None]:
+        folder = Sidecar.of(self.job.path).folder
+        return _told("cannot record progress; free some space, run again", self.segment, folder)
+
     def _take_over(self, rows: int, digest: str, *, rewrite: bool) -> bool:
         """Read on up to `rows`; keep them and return True if they match `digest`.
 
@@ -130,7 +145,7 @@ class Attempt:
         """
         row_bytes = self.job.layout.row_bytes
         reached = self._digest.copy()
-        buffer = buffer_of(min(CHUNK, (rows - self._rows) * row_bytes))
+        buffer = block_buffer(min(CHUNK, (rows - self._rows) * row_bytes), self.segment)
         first, last = self._byte(self._rows), self._byte(rows)
         for offset in range(first, last, max(len(buffer), 1)):
             chunk = buffer[: last - offset]
@@ -175,7 +190,8 @@ class Attempt:
         self._digest.update(data.data)
         self._rows += rows
         claim.note(rows_done=self._rows, digest=self._digest.hexdigest())
-        if time.monotonic() - self._synced_at >= self.job.checkpoint_seconds:
+        due = time.monotonic() - self._synced_at >= self.job.checkpoint_seconds
+        if due and self.job.durability == "segment":
             self._record_durable("running")
 
     def commit(self) -> SegmentRecord:
@@ -188,7 +204,7 @@ class Attempt:
             OtherJobError: The target was allocated anew or moved meanwhile.
             StorageError: The disk did not take it.
         """
-        self._refuse_if_replaced()
+        self.refuse_if_replaced()
         if self.job.durability == "end":
             digest = self._digest.hexdigest()
             return self._held().note(state="written", rows_done=self._rows, digest=digest)
@@ -216,12 +232,20 @@ class Attempt:
         with _told("cannot sync the ledger to disk; run again", self.segment):
             self._ledger.sync()
 
-    def _refuse_if_replaced(self) -> None:
-        try:
-            there = self.job.path.lstat()
-        except FileNotFoundError:
-            there = None
-        if there is None or not os.path.samestat(there, os.fstat(self._target)):
+    def refuse_if_replaced(self) -> None:
+        """Look whether the path still is the target that was opened.
+
+        Raises:
+            OtherJobError: It was allocated anew or moved meanwhile.
+            StorageError: It cannot be looked at.
+        """
+        with _told("cannot look at the target", self.segment):
+            try:
+                there = self.job.path.lstat()
+                same = os.path.samestat(there, os.fstat(self._target))
+            except FileNotFoundError:
+                same = False
+        if not same:
             raise OtherJobError(
                 f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed "
                 "while the segment was being filled; the rows went into the file that was "
@@ -265,16 +289,30 @@ def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
         _check(job, segment, work, target)
         with job.ledger(write=True) as ledger:
             attempt = Attempt(job, segment, work, target, ledger)
+            # The ledger was opened by its name: an overwrite since may have put its own there.
+            attempt.refuse_if_replaced()
+            _refuse_other_job(read_job(segment.path), segment)
             try:
                 yield attempt
             except BaseException as error:
                 attempt.fail(error)
-                if isinstance(error, OSError) and not isinstance(error, FlowmapError):
-                    doing = (
-                        f"{segment.name}: cannot record progress; free some space, run again"
-                    )
-                    raise storage_error(error, doing, Sidecar.of(job.path).folder) from error
                 raise
+
+
+def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
+    """Return zeroed memory for one block: shape (nbytes,), uint8.
+
+    Raises:
+        StorageError: There is not so much memory.
+    """
+    try:
+        return buffer_of(nbytes)
+    except (OSError, MemoryError) as error:
+        message = (
+            f"{segment.name}: there is no memory for a block of {nbytes} bytes; allocate the "
+            "target with fewer block_rows, or use fewer workers"
+        )
+        raise StorageError(errno.ENOMEM, message) from error
 
 
 @contextlib.contextmanager
@@ -298,12 +336,7 @@ def _opened_for_writing(segment: Segment) -> Iterator[int]:
 
 
 def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
-    if segment.job != job.id:
-        raise OtherJobError(
-            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
-            "anew since. Take the segments from open_target(path).",
-            path=str(job.path),
-        )
+    _refuse_other_job(job, segment)
     bounds = job.plan.bounds_of(segment.index) if segment.index < len(job.plan) else None
     if bounds != (segment.start, segment.stop):
         raise InvalidArgumentError(
@@ -317,7 +350,8 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
             'target, or this one anew with exist="overwrite".',
             segment=segment.name,
         )
-    problem = job.problem_with(target)
+    with _told("cannot read the target; look at the disk", segment):
+        problem = job.problem_with(target)
     if problem is not None:
         raise DamagedJobError(
             f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
@@ -326,10 +360,20 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
         )
 
 
+def _refuse_other_job(job: Job, segment: Segment) -> None:
+    if segment.job != job.id:
+        raise OtherJobError(
+            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
+            "anew since. Take the segments from open_target(path).",
+            path=str(job.path),
+        )
+
+
 @contextlib.contextmanager
-def _told(doing: str, segment: Segment) -> Iterator[None]:
+def _told(doing: str, segment: Segment, path: Path | None = None) -> Iterator[None]:
     """Turn an `OSError` into flowmap's, which names the segment."""
     try:
         yield
     except OSError as error:
-        raise storage_error(error, f"{segment.name}: {doing}", segment.path) from error
+        where = path or segment.path
+        raise storage_error(error, f"{segment.name}: {doing}", where) from error

@@ -26,7 +26,7 @@ from flowmap.lease import leased
 from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
 from flowmap.workers import Processes, Threads
-from flowmap.write import fill_work
+from flowmap.write import fill_work, forget_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,11 +62,25 @@ def executor(
     Raises:
         InvalidArgumentError, WrongTypeError: There is no such executor.
     """
+    count = _workers_of(name, workers)
+    if isinstance(name, Executor):
+        yield name
+        return
+    pool = Processes(count) if name == "processes" else Threads(count)
+    try:
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        pool.end()
+        raise
+
+
+def _workers_of(name: ExecutorName | Executor, workers: int | None) -> int:
+    """Return how many workers a named executor is to have; refuse what cannot be."""
     if isinstance(name, Executor):
         if workers is not None:
             raise InvalidArgumentError("workers is for named executors; this one has its own.")
-        yield name
-        return
+        return 0
     if name not in EXECUTORS:
         raise InvalidArgumentError(
             f"executor is {name!r}; it takes {', '.join(EXECUTORS)}, or any "
@@ -75,13 +89,7 @@ def executor(
     count = available_cpus() if workers is None else whole("workers", workers)
     if count < 1:
         raise InvalidArgumentError(f"workers is {count}; it takes 1 or more.")
-    pool = Processes(count) if name == "processes" else Threads(count)
-    try:
-        yield pool
-        pool.shutdown()
-    except BaseException:
-        pool.end()
-        raise
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +159,14 @@ def fill(
     work = Work.of(filler, arguments)
     refuse_other_work(opened, work)
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
+    _workers_of(executor, workers)  # what is refused leaves no trace of a run
     with leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
         tally = _Tally(opened, pending, progress)
-        futures = {pool.submit(fill_work, segment, work): segment for segment in pending}
+        futures: dict[Future[SegmentRecord], Segment] = {}
         try:
+            for segment in pending:
+                futures[_submitted(pool, segment, work)] = segment
             for future in as_completed(futures):
                 lease.check()
                 tally.count(futures[future], future)
@@ -166,6 +177,16 @@ def fill(
     if tally.failures:
         raise failed(tally.failures, len(opened.segments), opened)
     return tally.records
+
+
+def _submitted(pool: Executor, segment: Segment, work: Work) -> Future[SegmentRecord]:
+    try:
+        return pool.submit(fill_work, segment, work)
+    except RuntimeError as error:  # closed, or broken by a worker that died
+        raise InvalidArgumentError(
+            f"{segment.name}: the executor takes no more work ({said(error)}). Give one that "
+            "is open, or a name: 'processes'."
+        ) from error
 
 
 _open = executor  # its name is a parameter of fill()
@@ -196,6 +217,7 @@ class _Tally:
             self._segments_done += 1
             self._rows_done += segment.rows
         else:
+            forget_frames(error)
             self.failures[segment] = error
         self._tell()
 

@@ -9,6 +9,7 @@ valid (attempt, sequence) counts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from flowmap.errors import ClaimLostError, DamagedJobError, storage_error
+from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error
 from flowmap.npy import Layout
 from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import (
@@ -34,6 +35,7 @@ from flowmap.storage import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -73,12 +75,30 @@ class Ledger:
             raise _damaged(path, "is missing") from error
         except OSError as error:
             raise storage_error(error, "cannot open the ledger", path) from error
-        size, expected = os.fstat(self._descriptor).st_size, len(header) + count * PAGE
-        found = os.pread(self._descriptor, len(header), 0)
-        if (size, found) != (expected, header):
+        try:
+            self._compare(header)
+        except BaseException:
             self.close()
-            resized = f"has {size} bytes instead of {expected}"
-            raise _damaged(path, resized if size != expected else "has another header")
+            raise
+
+    def _compare(self, header: bytes) -> None:
+        """Refuse what is not the ledger of such a job."""
+        with self._told("cannot read the ledger; look at the disk"):
+            size = os.fstat(self._descriptor).st_size
+            found = os.pread(self._descriptor, len(header), 0)
+        expected = len(header) + self._count * PAGE
+        if size != expected:
+            raise _damaged(self.path, f"has {size} bytes instead of {expected}")
+        if found != header:
+            raise _damaged(self.path, "has another header")
+
+    @contextlib.contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Turn an `OSError` into flowmap's."""
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, doing, self.path) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -91,8 +111,17 @@ class Ledger:
         self.close()
 
     def page(self, index: int) -> bytes:
-        """Return the page of one segment as it is now."""
-        return os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
+        """Return the page of one segment as it is now.
+
+        Raises:
+            StorageError: It cannot be read.
+            DamagedJobError: The ledger ends before it.
+        """
+        with self._told(f"cannot read the ledger of segment {index:04d}; look at the disk"):
+            page = os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
+        if len(page) < PAGE:
+            raise _damaged(self.path, f"ends within the page of segment {index:04d}")
+        return page
 
     def read(self, index: int, start: int, stop: int) -> SegmentRecord:
         """Return the record of one segment; pending where there is none yet."""
@@ -106,12 +135,35 @@ class Ledger:
             return SegmentRecord(index, start, stop)
         return SegmentRecord.unpack(slots[0, best[0]].tobytes())
 
+    def refuse_others(self, page: bytes, name: str) -> None:
+        """Refuse a page that another job has written to: this ledger is not the job's own.
+
+        Args:
+            page: The segment's page as it is now.
+            name: Of the segment.
+
+        Raises:
+            OtherJobError: It holds whole records of another job.
+        """
+        for slot in np.frombuffer(page, SLOT):
+            other = slot["job"] not in (b"", self._job.encode())
+            if other and checksum_matches(slot.tobytes()):
+                raise OtherJobError(
+                    f"{name}: the ledger {self.path} holds records of another job; the target "
+                    "was allocated anew meanwhile, or the ledger came from elsewhere. Take "
+                    "the segments from open_target(path).",
+                    path=str(self.path),
+                )
+
     def read_all(self, bounds: NDArray[np.int64]) -> NDArray[Any]:
         """Return the slot that counts of each segment: shape (segments,), dtype SLOT.
 
         Args:
             bounds: Shape (segments, 2): start and stop of each. A segment with no record
                 yet gets an empty slot with these, attempt 0 and state "pending".
+
+        Raises:
+            StorageError: It cannot be read.
         """
         chosen = np.zeros(self._count, SLOT)
         chosen["segment"] = np.arange(self._count)
@@ -121,7 +173,8 @@ class Ledger:
         for first in range(0, self._count, step):
             last = min(first + step, self._count)
             pages = buffer_of((last - first) * PAGE)
-            read_into(self._descriptor, pages, self._offset + first * PAGE)
+            with self._told("cannot read the ledger; look at the disk"):
+                read_into(self._descriptor, pages, self._offset + first * PAGE)
             slots = pages.view(SLOT).reshape(-1, SLOTS)
             best = _newest(slots, self._job, np.arange(first, last))
             (known,) = np.nonzero(best >= 0)
@@ -137,16 +190,26 @@ class Ledger:
 
         Returns:
             What the page must be now, if nobody else has written to it.
+
+        Raises:
+            StorageError: It cannot be written.
         """
         slot = 2 * (record.attempt % (SLOTS // 2)) + record.sequence % 2
         first, last = slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
         packed = record.pack(self._job)
-        write_all(self._descriptor, packed, self._offset + record.index * PAGE + first)
+        doing = f"{_name(record)}: cannot record progress; free some space, run again"
+        with self._told(doing):
+            write_all(self._descriptor, packed, self._offset + record.index * PAGE + first)
         return page[:first] + packed + page[last:]
 
     def sync(self) -> None:
-        """Return only when what was recorded is on the disk."""
-        sync_data(self._descriptor)
+        """Return only when what was recorded is on the disk.
+
+        Raises:
+            StorageError: The disk did not take it.
+        """
+        with self._told("cannot sync the ledger to disk; run again"):
+            sync_data(self._descriptor)
 
 
 class Claim:
@@ -161,6 +224,10 @@ class Claim:
         record: What the ledger says of the segment now.
         work: The fingerprint of the work of this attempt.
         **changes: Other fields of the first record ("state", "rows_done", ...).
+
+    Raises:
+        ClaimLostError: Another attempt claimed it since `record` was read.
+        OtherJobError: The page holds records of another job, which are not written over.
     """
 
     def __init__(
@@ -191,6 +258,7 @@ class Claim:
         found = ledger.newest(page, record.index, record.start, record.stop)
         if _whose(found) != _whose(record) or found.state != record.state:
             raise self._lost(found)
+        ledger.refuse_others(page, _name(self.record))
         self._page = ledger.write(self.record, page)
         self.check()
 
@@ -211,7 +279,7 @@ class Claim:
 
     def _lost(self, found: SegmentRecord) -> ClaimLostError:
         mine = self.record
-        name = f"segment {mine.index:04d} [{mine.start}:{mine.stop}]"
+        name = _name(mine)
         return ClaimLostError(
             f"{name}: attempt {mine.attempt} found that attempt {found.attempt} by process "
             f"{found.pid} on {found.host or 'no host'} has the segment (now "
@@ -228,6 +296,10 @@ class Claim:
         )
         self._page = self._ledger.write(self.record, self._page)
         return self.record
+
+
+def _name(record: SegmentRecord) -> str:
+    return f"segment {record.index:04d} [{record.start}:{record.stop}]"
 
 
 def _whose(record: SegmentRecord) -> tuple[int, str]:

@@ -6,11 +6,15 @@ A slot carries the job's id, its attempt, a sequence number and a checksum of it
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SLOTS: Final = 16
 FINISHED: Final = frozenset({"done", "written"})
@@ -134,6 +138,17 @@ class SegmentRecord:
         )
         return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
 
+    def made_durable(self) -> SegmentRecord:
+        """Return the record that follows when all its rows were synced."""
+        return replace(
+            self,
+            state="done",
+            sequence=self.sequence + 1,
+            rows_durable=self.rows_done,
+            digest_durable=self.digest,
+            finished=time.time(),
+        )
+
     @classmethod
     def unpack(cls, slot: bytes) -> SegmentRecord:
         """Return the record of a slot that is known to be valid."""
@@ -174,6 +189,15 @@ class SegmentRecord:
             pid=pid,
             reason=_text(reason),
         )
+
+
+def digest_of(records: Iterable[SegmentRecord]) -> str:
+    """Return the digest of the whole: over the ordered (start, stop, digest) of all."""
+    whole = xxhash.xxh3_128()
+    for record in records:
+        digest = bytes.fromhex(record.digest)
+        whole.update(struct.pack("<qq16s", record.start, record.stop, digest))
+    return whole.hexdigest()
 
 
 def checksum_matches(slot: bytes) -> bool:

@@ -27,7 +27,7 @@ class ValidationReport:
             digest) of its segments; None unless every segment is as it was recorded.
         marked: The segments that were marked, so that running the job again repairs them.
         sealed: Whether the job was sealed as valid.
-        notes: What could not be recorded, and why; no fault of the file.
+        notes: What was not recorded or synced, and why; no fault of the file.
     """
 
     path: Path

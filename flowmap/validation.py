@@ -1,4 +1,4 @@
-"""Proving that every byte is there: `validate`, and `reset` to compute again on purpose."""
+"""Proving that every byte is there: `validate`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from flowmap.arguments import flag
+from flowmap.attempt import block_buffer
 from flowmap.checks import complaint_of, is_finite, refuse_odd_check
 from flowmap.errors import (
+    ClaimLostError,
     DamagedJobError,
     FlowmapError,
-    InvalidArgumentError,
-    WrongTypeError,
+    StorageError,
+    said,
     storage_error,
 )
 from flowmap.job import FORMAT, Job, Sidecar, absolute, read_job
-from flowmap.ledger import NO_ROWS, Claim
-from flowmap.records import FINISHED
+from flowmap.ledger import Claim
+from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
+from flowmap.resetting import reset
 from flowmap.segments import Block, Segment
 from flowmap.storage import (
     CHUNK,
     available_cpus,
-    buffer_of,
     open_existing,
     publish_json,
     read_into,
@@ -40,13 +40,15 @@ from flowmap.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from flowmap.checks import Check
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
+
+__all__ = ["reset", "validate"]
 
 
 def validate(
@@ -60,9 +62,10 @@ def validate(
     """Prove that the target is whole: header, size, and every segment's bytes.
 
     The bytes are read through a fresh descriptor and hashed, in threads. Segments that
-    were left for validation to sync (`durability="end"`) are synced and become done. Where
-    a digest does not match, the segment is marked damaged, so that running the job again
-    repairs just it. Success seals the job.
+    were left for validation to sync (`durability="end"`) are synced and become done, unless
+    `mark` is false: then nothing is synced, and a note counts them. Where a digest does not
+    match, the segment is marked damaged, so that running the job again repairs just it.
+    Success seals the job.
 
     Args:
         path: Of the target, or the target.
@@ -80,7 +83,8 @@ def validate(
         NotFoundError: There is no such file.
         ForeignFileError: It was not allocated by flowmap.
         DamagedJobError: `job.json` cannot be read.
-        StorageError: The target cannot be read.
+        StorageError: The target cannot be read, what was left unsynced cannot be synced, or
+            there is no memory for a block.
     """
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
@@ -90,9 +94,15 @@ def validate(
     except OSError as error:
         raise storage_error(error, "cannot open the target to validate it", job.path) from error
     try:
-        problem = job.problem_with(target)
+        try:
+            problem = job.problem_with(target)
+        except OSError as error:
+            doing = "cannot read the target to validate it; look at the disk"
+            raise storage_error(error, doing, job.path) from error
         if problem is not None:
-            return ValidationReport(job.path, (f"The file {problem}; nothing was marked.",))
+            notes = tuple(_unseal(job) if mark else [])
+            problem = f"The file {problem}; nothing was marked."
+            return ValidationReport(job.path, (problem,), notes=notes)
         return _Validation(job, target, mixed=mixed).report(check, finite=finite, mark=mark)
     finally:
         os.close(target)
@@ -115,19 +125,22 @@ class _Validation:
         try:
             with self.job.ledger() as ledger:
                 records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
-        except DamagedJobError as error:
-            return ValidationReport(self.job.path, (*self.problems, str(error)), self.segments)
+        except (DamagedJobError, StorageError) as error:
+            why = tuple(_unseal(self.job) if mark else [])
+            problems = (*self.problems, str(error))
+            return ValidationReport(self.job.path, problems, self.segments, notes=why)
         self._compare_states(records)
         finished = [record for record in records if record.index not in self.bad]
         written = [record for record in finished if record.state == "written"]
-        self._sync(written, mark=mark)
+        if mark and written:
+            self._sync()
         damaged = self._compare_bytes(finished)
         self._compare_works(records)
-        digest = None if self.bad else _digest_of(records)
+        digest = None if self.bad else digest_of(records)
         self._look_at_values(check, finite=finite)
         gone = {record.index for record in damaged}
         synced = [record for record in written if record.index not in gone]
-        marked, notes = self._record(synced, damaged) if mark else ([], [])
+        marked, notes = self._record(synced, damaged) if mark else ([], _unsynced(written))
         sealed = False
         if mark and not self.problems and not notes:
             sealed = self._seal(str(digest), records, notes)
@@ -156,19 +169,33 @@ class _Validation:
             elif (record.start, record.stop) != (segment.start, segment.stop):
                 self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
 
-    def _sync(self, written: list[SegmentRecord], *, mark: bool) -> None:
+    def _sync(self) -> None:
         """Bring what was left unsynced to the disk; where that fails, trust none of it."""
-        if not written:
-            return
         try:
             sync_data(self.target)
         except OSError as error:
             # A second sync may succeed for data that is gone: only writing them again helps.
-            if mark:
-                with contextlib.suppress(OSError, FlowmapError):
-                    self._mark(written, "failed")
             doing = "cannot sync the target; look at the disk, and run the job again"
+            try:
+                self._distrust()
+            except (OSError, FlowmapError) as second:
+                doing = (
+                    "cannot sync the target, nor mark its segments as failed "
+                    f"({said(second)}), so that a later validation may pass although rows are "
+                    "lost; look at the disk, reset() every segment and run the job again"
+                )
             raise storage_error(error, doing, self.job.path) from error
+
+    def _distrust(self) -> None:
+        """Mark as failed all that is not on the disk for certain, as the ledger is now."""
+        with self.job.ledger(write=True) as ledger:
+            for segment in self.segments:
+                record = ledger.read(segment.index, segment.start, segment.stop)
+                if record.state in ("written", "running"):
+                    # Whoever claims it meanwhile writes all of it again.
+                    with contextlib.suppress(ClaimLostError):
+                        Claim(ledger, record, record.work, state="failed")
+            ledger.sync()
 
     def _compare_bytes(self, finished: list[SegmentRecord]) -> list[SegmentRecord]:
         """Recompute the digests of what is finished; return the records that do not match."""
@@ -192,6 +219,8 @@ class _Validation:
         try:
             for data in self._read(segment, CHUNK):
                 digest.update(data.data)
+        except StorageError:  # no memory, which is no fault of the segment
+            raise
         except OSError as error:
             return error
         return digest.hexdigest()
@@ -200,7 +229,7 @@ class _Validation:
         """Yield the bytes of a segment, up to `nbytes` at a time, in one buffer."""
         first = self.job.data_offset + segment.start * self.job.layout.row_bytes
         last = first + segment.rows * self.job.layout.row_bytes
-        buffer = buffer_of(min(nbytes, last - first))
+        buffer = block_buffer(min(nbytes, last - first), segment)
         for offset in range(first, last, max(nbytes, 1)):
             data = buffer[: last - offset]
             if read_into(self.target, data, offset) < len(data):
@@ -236,6 +265,8 @@ class _Validation:
             try:
                 for read in self._read(rows, len(block) * layout.row_bytes):
                     data = read
+            except StorageError:  # no memory, which is no fault of the segment
+                raise
             except OSError as error:
                 self._problem(segment, f"cannot be read: {error.strerror}.")
                 return
@@ -260,7 +291,7 @@ class _Validation:
                 with self.job.ledger(write=True) as ledger:
                     for record in synced:
                         if _now(ledger, record) == record:
-                            ledger.write(_made_durable(record), ledger.page(record.index))
+                            ledger.write(record.made_durable(), ledger.page(record.index))
                     ledger.sync()
         except (OSError, FlowmapError) as error:
             what = "Nothing" if not marked else "Not everything"
@@ -306,76 +337,22 @@ _STATES = {
 }
 
 
+def _unseal(job: Job) -> list[str]:
+    """Lift the seal of what is damaged; return a note where that cannot be."""
+    try:
+        job.lift_seal()
+    except OSError as error:
+        return [f"The seal could not be lifted: {error}."]
+    return []
+
+
+def _unsynced(written: list[SegmentRecord]) -> list[str]:
+    if not written:
+        return []
+    return [
+        f"{len(written)} segments are written and not synced; validate(mark=True) does that."
+    ]
+
+
 def _now(ledger: Ledger, record: SegmentRecord) -> SegmentRecord:
     return ledger.read(record.index, record.start, record.stop)
-
-
-def _made_durable(record: SegmentRecord) -> SegmentRecord:
-    return replace(
-        record,
-        state="done",
-        sequence=record.sequence + 1,
-        rows_durable=record.rows_done,
-        digest_durable=record.digest,
-        finished=time.time(),
-    )
-
-
-def _digest_of(records: Iterable[SegmentRecord]) -> str:
-    whole = xxhash.xxh3_128()
-    for record in records:
-        digest = bytes.fromhex(record.digest)
-        whole.update(struct.pack("<qq16s", record.start, record.stop, digest))
-    return whole.hexdigest()
-
-
-def reset(
-    path: str | os.PathLike[str], segments: Segment | int | Iterable[Segment | int]
-) -> None:
-    """Make segments pending again, on purpose: the next run computes them anew.
-
-    Their bytes stay until then. An attempt that is at one of them stops.
-
-    Args:
-        path: Of the target, or the target.
-        segments: Segments, or their numbers; one or several.
-
-    Raises:
-        WrongTypeError, InvalidArgumentError: Not segments of this target; nothing is reset.
-        OtherJobError, NotFoundError, ForeignFileError, DamagedJobError: There is no such job.
-        StorageError: The ledger cannot be written.
-    """
-    job = read_job(absolute(path))
-    known = job.segments()
-    # Whatever is no collection is one segment, or refused as none.
-    several = segments if np.iterable(segments) else [segments]
-    chosen = [_segment_of(one, known, job) for one in several]
-    if not chosen:
-        return
-    try:
-        with job.ledger(write=True) as ledger:
-            for segment in chosen:
-                record = ledger.read(segment.index, segment.start, segment.stop)
-                Claim(ledger, record, "", state="pending", **NO_ROWS)
-            job.lift_seal()
-            ledger.sync()
-    except OSError as error:
-        if isinstance(error, FlowmapError):
-            raise
-        raise storage_error(error, "cannot reset the segments", job.path) from error
-
-
-def _segment_of(one: Segment | int, known: tuple[Segment, ...], job: Job) -> Segment:
-    index = one.index if isinstance(one, Segment) else one
-    if isinstance(index, bool) or not isinstance(index, int | np.integer):
-        raise WrongTypeError(f"segments holds {one!r}; it takes segments or their numbers.")
-    if not 0 <= index < len(known):
-        raise InvalidArgumentError(
-            f"segments holds {index}; {job.path} has segments 0 to {len(known) - 1}."
-        )
-    if isinstance(one, Segment) and one != known[index]:
-        raise InvalidArgumentError(
-            f"{one.name} is no segment of the job at {job.path} as it is now. Take segments "
-            "from open_target(path)."
-        )
-    return known[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 from typing import cast as cast_type
@@ -11,7 +12,7 @@ import numpy as np
 import xxhash
 
 from flowmap.arguments import flag
-from flowmap.attempt import attempting
+from flowmap.attempt import attempting, block_buffer
 from flowmap.errors import (
     FillerError,
     InvalidArgumentError,
@@ -24,7 +25,6 @@ from flowmap.errors import (
 from flowmap.fillers import Work, describe
 from flowmap.records import FINISHED
 from flowmap.segments import Block, Segment
-from flowmap.storage import buffer_of
 
 if TYPE_CHECKING:
     import threading
@@ -80,8 +80,17 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
     """Fill one segment by work that was checked elsewhere: what executors are handed.
 
     A work keeps the name that its filler had where it was defined, which another process
-    might not find out. Arguments, result and errors are those of `fill_segment`.
+    might not find out. Arguments, result and errors are those of `fill_segment`; an error's
+    traceback keeps its lines but not the frames' variables, among them the block.
     """
+    try:
+        return _fill_work(segment, work)
+    except Exception as error:
+        forget_frames(error)
+        raise
+
+
+def _fill_work(segment: Segment, work: Work) -> SegmentRecord:
     with attempting(segment, work) as attempt:
         if attempt.before.state in FINISHED:
             _refuse_other_work(attempt, work)
@@ -97,12 +106,34 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
         return attempt.commit()
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the variables that an error's tracebacks, and those of its causes, keep alive.
+
+    A run keeps the error of each segment that failed; with the frames of the filler it would
+    keep a block for each. The lines of the tracebacks stay, as text they print the same.
+
+    Args:
+        error: One that was caught; frames that still run keep theirs.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+
+
 def _blocks(
     job: Job, segment: Segment, first: int
 ) -> Iterator[tuple[Block, NDArray[Any], NDArray[np.uint8]]]:
     """Yield each block from row `first` on, its zeroed array and the bytes under it."""
     layout = job.layout
-    buffer = buffer_of(min(job.block_rows, segment.rows) * layout.row_bytes)
+    buffer = block_buffer(min(job.block_rows, segment.rows) * layout.row_bytes, segment)
     for start in range(first, segment.stop, job.block_rows):
         block = Block(start, min(start + job.block_rows, segment.stop))
         data = buffer[: len(block) * layout.row_bytes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import textwrap
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+import traceback
+import weakref
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,7 @@ from flowmap.errors import (
 )
 from flowmap.job import Sidecar
 from flowmap.locks import header_lock
+from flowmap.storage import buffer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -449,6 +453,7 @@ def test_many_processes_fill_at_once(tmp_path: Path) -> None:
 HOLD_LOCK = """
 import pathlib, sys
 from flowmap.locks import header_lock
+from flowmap.storage import buffer_of
 with header_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -547,3 +552,72 @@ def test_a_worker_knows_where_to_import_from() -> None:
     child = run(script("import flowmap; print(flowmap.__file__)"))
     assert child.stdout.strip() == flowmap.__file__
     assert environment()["PYTHONPATH"]
+
+
+def raises_with_block(out: NDArray[Any], block: Block) -> None:
+    """Fail while holding the block."""
+    out[...] = 1
+    raise ValueError("this very line")
+
+
+def test_failures_keep_no_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of a run hold no buffers, and still show the filler's own line."""
+    buffers: list[weakref.ref[Any]] = []
+
+    def watched(nbytes: int) -> NDArray[np.uint8]:
+        buffer = buffer_of(nbytes)
+        buffers.append(weakref.ref(buffer))
+        return buffer
+
+    monkeypatch.setattr("flowmap.attempt.buffer_of", watched)
+    target = flowmap.allocate(
+        tmp_path / "a.npy", 32 * 2**17, "f8", segments=32, block_rows=2**17
+    )
+    with pytest.raises(SegmentsFailedError) as caught:
+        flowmap.fill(target, raises_with_block, executor="threads", workers=2)
+    assert len(caught.value.failures) == 32
+    assert len(buffers) == 32
+    gc.collect()
+    assert not [one for one in buffers if one() is not None]
+    for error in caught.value.failures.values():
+        assert 'raise ValueError("this very line")' in "".join(
+            traceback.format_exception(error)
+        )
+
+
+def test_a_refused_executor_takes_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be is refused before the run is announced."""
+    target = make(tmp_path)
+    monkeypatch.delattr("flowmap.executors.leased")  # a NameError to whoever asks for it
+    refused: list[dict[str, Any]] = [{"executor": "dusk"}, {"workers": 0}]
+    for how in refused:
+        with pytest.raises(InvalidArgumentError):
+            flowmap.fill(target, ramp, **how)
+
+
+def test_a_closed_pool_is_told(tmp_path: Path) -> None:
+    """A pool that was shut down is an argument that cannot be."""
+    target = make(tmp_path)
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(InvalidArgumentError, match="takes no more work"):
+        flowmap.fill(target, ramp, executor=pool)
+
+
+def test_a_pool_that_closes_midway_is_left_no_work(tmp_path: Path) -> None:
+    """What was submitted before the pool refused is cancelled."""
+    target = make(tmp_path)
+    futures: list[Future[Any]] = []
+
+    class Closing(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if len(futures) == 3:
+                raise RuntimeError("closed")
+            futures.append(Future())
+            return futures[-1]
+
+    with pytest.raises(InvalidArgumentError, match="closed"):
+        flowmap.fill(target, ramp, executor=Closing())
+    assert all(future.cancelled() for future in futures)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support import DTYPES, ORDERS, data_bytes, oracle, ramp, run, saved_bytes, script, states
 
 import flowmap
+import flowmap.attempt
 from flowmap.errors import (
     DamagedJobError,
     FillerError,
@@ -388,6 +389,26 @@ def test_an_overwrite_meanwhile_is_noticed(tmp_path: Path) -> None:
     assert states(flowmap.open_target(target.path)) == ["pending"]
 
 
+def test_an_overwrite_before_the_claim_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that was checked just before writes nothing into the new job's ledger."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
+    real = flowmap.attempt._check
+
+    def checked(*arguments: Any) -> None:
+        real(*arguments)
+        anew = flowmap.allocate(target.path, 10, "f8", segments=1, exist="overwrite")
+        for _ in range(9):  # until each slot of the page holds a record
+            flowmap.reset(anew, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.attempt._check", checked)
+        with pytest.raises(OtherJobError, match="allocated anew"):
+            flowmap.fill_segment(target.segments[0], ramp)
+    assert flowmap.open_target(target.path).status()["attempt"] == [9]
+
+
 def _longer(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"x")
@@ -464,3 +485,28 @@ def test_a_full_ledger_folder_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         flowmap.fill_segment(target.segments[0], ramp)
     assert caught.value.errno == 28
     assert states(target) == ["pending"]
+
+
+def test_no_memory_for_a_block_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is too big for the memory is not taken for a full disk."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1, block_rows=4)
+
+    def none_left(_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("flowmap.attempt.buffer_of", none_left)
+    with pytest.raises(StorageError, match=r"block of 32 bytes.*block_rows") as caught:
+        flowmap.fill_segment(target.segments[0], ramp)
+    assert caught.value.errno == 12
+
+
+def test_an_unreadable_header_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that cannot be read gives flowmap's error, which names the segment."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
+
+    def bad(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", bad)
+    with pytest.raises(StorageError, match=r"segment 0000.*cannot read the target"):
+        flowmap.fill_segment(target.segments[0], ramp)

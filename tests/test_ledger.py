@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from support import flip, ramp, states
 
 import flowmap
-from flowmap.errors import ClaimLostError
+from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, StorageError
 from flowmap.ledger import Claim, Ledger, create_ledger
 from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import PAGE
@@ -177,6 +178,18 @@ def test_slots_of_another_job_are_ignored(ledger: Ledger) -> None:
         file.seek(PAGE + slot_of(7, 0) * 256)
         file.write(packed)
     assert now(ledger) == mine
+
+
+def test_a_page_of_another_job_is_not_claimed(ledger: Ledger) -> None:
+    """Whole records of another job are left as they are; torn ones are nobody's."""
+    with Ledger(ledger.path, "f" * 32, 3, write=True) as other:
+        put(other, SegmentRecord(0, START, STOP, "done", 100, 100, 6))
+        before = other.page(0)
+        with pytest.raises(OtherJobError, match="another job"):
+            claim(ledger)
+        assert other.page(0) == before
+    flip(ledger.path, PAGE + slot_of(6, 0) * 256 + 100)
+    assert claim(ledger).record.attempt == 1
 
 
 @settings(max_examples=50)
@@ -368,3 +381,35 @@ def test_racing_attempts_end_with_one_record(tmp_path: Path) -> None:
         flowmap.fill_segment(target.segments[0], ramp)
         assert flowmap.validate(target).ok
         np.testing.assert_array_equal(target.asarray(), np.sqrt(np.arange(100)))
+
+
+def next_descriptor() -> int:
+    """Return the lowest number that is free: it grows with what is left open."""
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
+
+
+def test_a_ledger_that_cannot_be_read(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way of reading gives flowmap's error, and opening leaves no descriptor open."""
+
+    def bad(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", bad)
+    monkeypatch.setattr("os.preadv", bad)
+    before = next_descriptor()
+    with pytest.raises(StorageError, match="cannot read the ledger"):
+        Ledger(ledger.path, JOB, 3)
+    assert next_descriptor() == before
+    with pytest.raises(StorageError, match="segment 0001"):
+        ledger.page(1)
+    with pytest.raises(StorageError, match="cannot read the ledger"):
+        ledger.read_all(np.zeros((3, 2), np.int64))
+
+
+def test_a_ledger_that_is_cut_short_while_open(ledger: Ledger) -> None:
+    """Half a page is damage, not an array that cannot be reshaped."""
+    os.truncate(ledger.path, 2 * PAGE + 100)
+    with pytest.raises(DamagedJobError, match="ends within"):
+        ledger.page(1)

@@ -313,10 +313,19 @@ def test_order_of_checkpoints(tmp_path: Path, events: Events) -> None:
 
 
 def test_durability_end_syncs_nothing(tmp_path: Path, events: Events) -> None:
-    """Segments that validation will sync are written, not done."""
-    target = flowmap.allocate(tmp_path / "a.npy", 4, "f8", segments=1, durability="end")
+    """Segments that validation will sync are written, not done, and have no checkpoints."""
+    target = flowmap.allocate(
+        tmp_path / "a.npy",
+        4,
+        "f8",
+        segments=1,
+        block_rows=1,
+        durability="end",
+        checkpoint_seconds=0,
+    )
     events.clear()
-    assert flowmap.fill_segment(target.segments[0], ramp).state == "written"
+    record = flowmap.fill_segment(target.segments[0], ramp)
+    assert (record.state, record.rows_done, record.rows_durable) == ("written", 4, 0)
     assert not [event for event in events if event.startswith("sync")]
 
 

@@ -38,7 +38,8 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.job import Sidecar
-from flowmap.storage import read_json, sync_data
+from flowmap.ledger import Claim
+from flowmap.storage import publish_json, read_json, sync_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -300,7 +301,9 @@ def test_mark_false_changes_nothing(tmp_path: Path) -> None:
     target = allocate(tmp_path, durability="end")
     fill_all(target)
     before = snapshot(target.path)
-    assert flowmap.validate(target, mark=False).ok
+    report = flowmap.validate(target, mark=False)
+    assert report.ok
+    assert "5 segments are written and not synced" in str(report)
     assert snapshot(target.path) == before
     damage(target, 1)
     before = snapshot(target.path)
@@ -372,6 +375,62 @@ def test_durability_end_syncs_before_it_says_done(
     monkeypatch.setattr("flowmap.validation.sync_data", sync)
     assert flowmap.validate(target).ok
     assert seen == [["written"] * 5]
+
+
+def test_only_a_validation_that_marks_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only looks must not take an error that the next could not see again."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    errors = [OSError(5, "Input/output error")]
+
+    def reported_once(_: int) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr("flowmap.validation.sync_data", reported_once)
+    assert flowmap.validate(target, mark=False).ok
+    assert errors
+    with pytest.raises(StorageError, match="sync"):
+        flowmap.validate(target)
+    assert states(target) == ["failed"] * 5
+
+
+def test_a_failed_sync_distrusts_what_was_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one report of the error covers segments recorded since the ledger was read, too."""
+    target = allocate(tmp_path, durability="end")
+    for segment in target.segments[:4]:
+        flowmap.fill_segment(segment, ramp)
+
+    def fail(_: int) -> None:
+        flowmap.fill_segment(target.segments[4], ramp)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.validation.sync_data", fail)
+        with pytest.raises(StorageError, match="sync"):
+            flowmap.validate(target)
+    assert states(target) == ["failed"] * 5
+
+
+def test_a_failed_sync_that_cannot_be_marked_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ledger fails as well, the error is the only place that knows of the loss."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("flowmap.validation.sync_data", fail)
+    monkeypatch.setattr("flowmap.ledger.write_all", fail)
+    with pytest.raises(StorageError, match=r"nor mark its segments as failed.*reset"):
+        flowmap.validate(target)
+    assert states(target) == ["written"] * 5
 
 
 def test_a_failed_sync_is_not_forgotten(
@@ -471,6 +530,109 @@ def test_a_damaged_ledger_is_reported(target: Target, harm: str) -> None:
     assert "ledger" in str(report)
     assert report.digest is None
     assert not report.sealed
+
+
+@pytest.mark.parametrize("harm", [_longer, _other_header, "ledger"])
+@pytest.mark.parametrize("mark", [True, False])
+def test_damage_of_the_whole_lifts_the_seal(target: Target, harm: Any, mark: bool) -> None:
+    """No seal outlives a wrong size, a wrong header or a lost ledger, once that was seen."""
+    assert flowmap.validate(target).sealed
+    if harm == "ledger":
+        Sidecar.of(target.path).ledger.unlink()
+    else:
+        harm(target.path)
+    report = flowmap.validate(target, mark=mark)
+    assert not report.ok
+    assert sealed(target) is not mark
+
+
+@pytest.mark.parametrize("begin", ["reset", "write"])
+def test_a_kill_after_a_claim_leaves_no_seal(
+    target: Target, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    """The seal is gone before the first claim, not only after it."""
+    assert flowmap.validate(target).sealed
+    seen: list[bool] = []
+    real = Claim.check
+
+    def check(claim: Claim) -> None:
+        seen.append(sealed(target))
+        real(claim)
+
+    monkeypatch.setattr(Claim, "check", check)
+    if begin == "reset":
+        flowmap.reset(target, 1)
+    else:
+        flowmap.write_segment(target.segments[1], np.ones(4), replace=True)
+    assert not any(seen)
+
+
+def test_a_reset_that_is_overtaken_keeps_what_it_did(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments before the one claimed meanwhile are durably pending, with no seal."""
+    assert flowmap.validate(target).sealed
+    synced: list[bool] = []
+    real = Claim.check
+
+    def check(claim: Claim) -> None:
+        if claim.record.index == 1:
+            publish_json(Sidecar.of(target.path).seal, {})  # by a validation meanwhile
+            raise ClaimLostError("claimed meanwhile")
+        real(claim)
+
+    monkeypatch.setattr(Claim, "check", check)
+    monkeypatch.setattr("flowmap.ledger.sync_data", lambda _: synced.append(True))
+    with pytest.raises(ClaimLostError):
+        flowmap.reset(target, [0, 1])
+    assert states(target)[0] == "pending"
+    assert synced
+    assert not sealed(target)
+
+
+def test_an_unreadable_ledger_is_reported(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page on a bad sector is a problem of the report, not a crash."""
+    real = os.pread
+
+    def bad(descriptor: int, size: int, offset: int) -> bytes:
+        if offset:  # both headers are at 0
+            raise OSError(5, "Input/output error")
+        return real(descriptor, size, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pread", bad)
+        report = flowmap.validate(target)
+    assert not report.ok
+    assert "cannot read the ledger" in str(report)
+    assert flowmap.validate(target).sealed
+
+
+def test_an_unreadable_header_is_told(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target itself cannot be read flowmap's own error says so."""
+
+    def bad(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.pread", bad)
+    with pytest.raises(StorageError, match="cannot read the target"):
+        flowmap.validate(target)
+
+
+def test_no_memory_makes_no_segment_bad(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be looked at for want of memory is not marked as damaged."""
+
+    def none_left(_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowmap.attempt.buffer_of", none_left)
+        with pytest.raises(StorageError, match="no memory"):
+            flowmap.validate(target, finite=True)
+    assert states(target) == ["done"] * 5
 
 
 def test_what_cannot_be_looked_at_raises(tmp_path: Path, target: Target) -> None:
