@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from loky.process_executor import ProcessPoolExecutor
 
-from flowmap.errors import WorkerDiedError
+from flowmap.errors import FillerNotFoundError, WorkerDiedError, cut
 from flowmap.segments import Segment
 from flowmap.write import STOP
 
@@ -77,6 +77,9 @@ class Processes(Executor):
         return self._threads.submit(self._run, fn, *args, **kwargs)
 
     def _run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        name = next(
+            (a.name for a in args if isinstance(a, Segment)), getattr(fn, "__name__", fn)
+        )
         pool = self._idle.get()
         try:
             for _ in range(_TRIES):
@@ -87,13 +90,16 @@ class Processes(Executor):
                     death = error
                     self._forget(pool)
                     pool = None
+                    if "un-serialize" in str(error):  # no death, and no retry would help
+                        raise FillerNotFoundError(
+                            f"{name}: a worker cannot load the filler or its arguments "
+                            f"({_cause_of(error)}). Put them into a module that can be "
+                            "imported there too, or use executor='threads'."
+                        ) from error
                 else:
                     return result
         finally:
             self._idle.put(pool)
-        name = next(
-            (a.name for a in args if isinstance(a, Segment)), getattr(fn, "__name__", fn)
-        )
         raise WorkerDiedError(
             f"{name}: the worker process died, {_TRIES} times over ({_first_line(death)}). The "
             "filler crashed it, or the system killed it, as it does when memory runs out; "
@@ -136,7 +142,13 @@ class Processes(Executor):
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    return cut(str(error).strip().partition("\n")[0].partition(". ")[0], 100)
+
+
+def _cause_of(error: BaseException) -> str:
+    """Return the last line of the traceback that the worker sent along, if it did."""
+    text = str(error.__cause__ or "").strip(' \n"')
+    return cut(text.splitlines()[-1] if text else _first_line(error))
 
 
 def _prepare_worker(parent: int) -> None:

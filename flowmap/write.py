@@ -209,7 +209,7 @@ def write_segment(
     Raises:
         WrongTypeError: The values cannot be cast so.
         InvalidArgumentError: Their shape does not fit, or, unless `casting` is "unsafe", a
-            text is cut or a number overflows.
+            text is cut, a number overflows or a whole number does not fit.
         SegmentDoneError: The segment is done, with other bytes.
         OtherJobError, OtherWorkError, ClaimLostError, DamagedJobError, StorageError: As in
             `fill_segment`.
@@ -270,6 +270,9 @@ def _check_values(
         castable = np.can_cast(array.dtype, layout.dtype, casting)
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"casting is {casting!r}: {error}") from error
+    if not castable and not hasattr(values, "dtype") and casting == "same_kind":
+        # Python numbers have no size: whether they fit is compared below.
+        castable = array.dtype.kind in "iu" and layout.dtype.kind in "iu"
     if not castable or not _same_names(array.dtype, layout.dtype):
         raise WrongTypeError(
             f"{segment.name}: values of dtype {array.dtype} cannot be cast to {layout.dtype} "
@@ -291,12 +294,24 @@ def _cast(
         raise InvalidArgumentError(
             f"{segment.name}: values cannot be cast to {layout.dtype}: {error}"
         ) from error
+    if strict and _is_number_lost(array, cast):
+        raise InvalidArgumentError(
+            f"{segment.name}: values of dtype {array.dtype} hold numbers that {layout.dtype} "
+            "has no room for. Allocate a larger dtype, or pass casting='unsafe' to wrap them."
+        )
     if strict and _is_text_cut(array, cast):
         raise InvalidArgumentError(
             f"{segment.name}: values of dtype {array.dtype} hold texts that {layout.dtype} has "
             "no room for. Allocate longer ones, or pass casting='unsafe' to cut them."
         )
     return cast
+
+
+def _is_number_lost(array: NDArray[Any], cast: NDArray[Any]) -> bool:
+    if cast.dtype.names is not None:
+        return any(_is_number_lost(array[name], cast[name]) for name in cast.dtype.names)
+    whole = cast.dtype.kind in "iu" and array.dtype.kind in "iu"
+    return whole and not bool((cast == array).all())
 
 
 def _is_text_cut(array: NDArray[Any], cast: NDArray[Any]) -> bool:

@@ -25,6 +25,7 @@ from support import environment, logged, logged_rows, ramp, rows, run, script, s
 import flowmap
 from flowmap.errors import (
     FillerError,
+    FillerNotFoundError,
     InvalidArgumentError,
     OtherWorkError,
     SegmentsFailedError,
@@ -621,3 +622,23 @@ def test_a_pool_that_closes_midway_is_left_no_work(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="closed"):
         flowmap.fill(target, ramp, executor=Closing())
     assert all(future.cancelled() for future in futures)
+
+
+def _unloadable() -> Any:
+    raise ImportError("only where it was pickled")
+
+
+class Unloadable:
+    """Pickles, and cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _unloadable, ()
+
+
+def test_what_a_worker_cannot_load_is_no_death(tmp_path: Path) -> None:
+    """It is told at once, with the reason, and the next task finds a worker."""
+    with flowmap.executor("processes", workers=1) as pool:
+        with pytest.raises(FillerNotFoundError, match=r"cannot load.*only where") as caught:
+            pool.submit(print, Unloadable()).result()
+        assert len(str(caught.value)) < 500
+        assert pool.submit(abs, -1).result() == 1

@@ -212,3 +212,17 @@ def test_resuming_a_write_begins_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     flowmap.write_segment(segment, [5, 6, 7, 8])
     assert target.asarray().tolist() == [5, 6, 7, 8]
     assert flowmap.validate(target).ok
+
+
+def test_whole_numbers_are_not_wrapped(tmp_path: Path) -> None:
+    """Numbers that do not fit are refused, and those that do are taken, however they came."""
+    target = flowmap.allocate(tmp_path / "a.npy", 2, "i1", segments=1)
+    for values in ([300, -200], np.array([300, -200])):
+        with pytest.raises(InvalidArgumentError, match="no room"):
+            flowmap.write_segment(target.segments[0], values)
+    assert flowmap.write_segment(target.segments[0], np.array([-128, 127])).state == "done"
+    other = flowmap.allocate(tmp_path / "b.npy", 2, "u1", segments=1)
+    with pytest.raises(InvalidArgumentError, match="no room"):
+        flowmap.write_segment(other.segments[0], [1, -1])
+    assert flowmap.write_segment(other.segments[0], [0, 255]).state == "done"
+    np.testing.assert_array_equal(np.load(other.path), [0, 255])
