@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from flowmap.flow import fill_array
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
+    from flowmap.resetting import reset
     from flowmap.segments import Block, Segment
     from flowmap.target import Target, open_target
     from flowmap.tasks import alloc_task, fill_task, pending_task, validate_task, write_task
-    from flowmap.validation import reset, validate
+    from flowmap.validation import validate
     from flowmap.write import fill_segment, write_segment
 
 _HOMES: Final = {
@@ -54,7 +55,7 @@ _HOMES: Final = {
     "filler": "fillers",
     "open_target": "target",
     "pending_task": "tasks",
-    "reset": "validation",
+    "reset": "resetting",
     "validate": "validation",
     "validate_task": "tasks",
     "write_segment": "write",

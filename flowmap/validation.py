@@ -28,7 +28,6 @@ from flowmap.job import FORMAT, Job, Sidecar, absolute, read_job
 from flowmap.ledger import Claim
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
-from flowmap.resetting import reset
 from flowmap.segments import Block, Segment
 from flowmap.storage import (
     CHUNK,
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from flowmap.checks import Check
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
-
-__all__ = ["reset", "validate"]
 
 
 def validate(
