@@ -294,30 +294,23 @@ def _cast(
         raise InvalidArgumentError(
             f"{segment.name}: values cannot be cast to {layout.dtype}: {error}"
         ) from error
-    if strict and _is_number_lost(array, cast):
+    if strict and _is_lost(array, cast):
         raise InvalidArgumentError(
-            f"{segment.name}: values of dtype {array.dtype} hold numbers that {layout.dtype} "
-            "has no room for. Allocate a larger dtype, or pass casting='unsafe' to wrap them."
-        )
-    if strict and _is_text_cut(array, cast):
-        raise InvalidArgumentError(
-            f"{segment.name}: values of dtype {array.dtype} hold texts that {layout.dtype} has "
-            "no room for. Allocate longer ones, or pass casting='unsafe' to cut them."
+            f"{segment.name}: values of dtype {array.dtype} hold some that {layout.dtype} has "
+            "no room for: numbers would wrap, texts be cut. Allocate a larger dtype, or pass "
+            "casting='unsafe' to let them."
         )
     return cast
 
 
-def _is_number_lost(array: NDArray[Any], cast: NDArray[Any]) -> bool:
+def _is_lost(array: NDArray[Any], cast: NDArray[Any]) -> bool:
+    """Say whether a cast wrapped a whole number or cut a text, in whatever field."""
     if cast.dtype.names is not None:
-        return any(_is_number_lost(array[name], cast[name]) for name in cast.dtype.names)
+        return any(_is_lost(array[name], cast[name]) for name in cast.dtype.names)
+    if cast.dtype.kind in "SU":
+        return not bool((cast.astype(array.dtype) == array).all())
     whole = cast.dtype.kind in "iu" and array.dtype.kind in "iu"
     return whole and not bool((cast == array).all())
-
-
-def _is_text_cut(array: NDArray[Any], cast: NDArray[Any]) -> bool:
-    if cast.dtype.names is not None:
-        return any(_is_text_cut(array[name], cast[name]) for name in cast.dtype.names)
-    return cast.dtype.kind in "SU" and not bool((cast.astype(array.dtype) == array).all())
 
 
 def _same_names(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
