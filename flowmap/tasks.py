@@ -7,7 +7,7 @@ calls for every segment.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, DTypeLike
     from prefect.client.schemas.objects import State, TaskRun
-    from prefect.tasks import Task, TaskRunNameCallbackWithParameters
+    from prefect.tasks import Task
 
     from flowmap.checks import Check
     from flowmap.fillers import Filler
@@ -60,6 +60,18 @@ def _run_name(parameters: dict[str, Any]) -> str:
     """Name a run after its segment; what is none gets its error from the task itself."""
     segment = parameters["segment"]
     return segment.name if isinstance(segment, Segment) else "fill"
+
+
+_SEGMENT_RUN: Final[dict[str, Any]] = {
+    "task_run_name": _run_name,
+    "persist_result": False,
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_delay_seconds": [0.5, 3],
+    "retry_jitter_factor": 1,
+    "retry_condition_fn": _worth_a_retry,
+}
+"""How Prefect runs the task of one segment."""
 
 
 @task(name="allocate", task_run_name="allocate", persist_result=False, cache_policy=NO_CACHE)
@@ -135,16 +147,7 @@ def pending_task(target: Target | str | os.PathLike[str]) -> list[Segment]:
     return (target if isinstance(target, Target) else open_target(target)).pending()
 
 
-@task(
-    name="fill",
-    task_run_name=cast("TaskRunNameCallbackWithParameters", _run_name),
-    persist_result=False,
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[0.5, 3],
-    retry_jitter_factor=1,
-    retry_condition_fn=_worth_a_retry,
-)
+@task(name="fill", **_SEGMENT_RUN)
 def fill_task(
     segment: Segment,
     filler: Filler | str,
@@ -180,16 +183,7 @@ def fill_task(
     return _fill_in_place(segment, work)
 
 
-@task(
-    name="write",
-    task_run_name=cast("TaskRunNameCallbackWithParameters", _run_name),
-    persist_result=False,
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[0.5, 3],
-    retry_jitter_factor=1,
-    retry_condition_fn=_worth_a_retry,
-)
+@task(name="write", **_SEGMENT_RUN)
 def write_task(
     segment: Segment,
     values: ArrayLike,
