@@ -30,7 +30,6 @@ from flowmap.errors import (
     short,
     storage_error,
 )
-from flowmap.fillers import Work, describe
 from flowmap.job import DURABILITIES, Durability, Job, Sidecar, absolute
 from flowmap.locks import header_lock
 from flowmap.npy import Layout, header_digest
@@ -38,6 +37,7 @@ from flowmap.publication import make_folder, publish, remove_stale
 from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
 from flowmap.target import Target, open_target
+from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -32,7 +32,6 @@ from flowmap.errors import (
     said,
     storage_error,
 )
-from flowmap.fillers import describe
 from flowmap.job import Sidecar, read_job
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import REASON_BYTES
@@ -47,6 +46,7 @@ from flowmap.storage import (
     sync_data,
     write_all,
 )
+from flowmap.work import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from flowmap.fillers import Work
     from flowmap.job import Job
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
+    from flowmap.work import Work
 
 
 class Attempt:

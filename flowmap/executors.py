@@ -21,10 +21,10 @@ from flowmap.errors import (
     said,
     short,
 )
-from flowmap.fillers import Work, describe
 from flowmap.lease import leased
 from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
+from flowmap.work import Work, describe
 from flowmap.workers import Processes, Threads
 from flowmap.write import fill_work, forget_frames
 

@@ -17,13 +17,14 @@ from flowmap.artifacts import ProgressBar, publish_summary
 from flowmap.errors import InvalidArgumentError
 from flowmap.executors import executor as open_executor
 from flowmap.executors import failed, refuse_other_work
-from flowmap.fillers import Work, mark_of
+from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
 from flowmap.storage import available_cpus
 from flowmap.tasks import alloc_task, fill_task, validate_task
+from flowmap.work import Work
 
 if TYPE_CHECKING:
     from flowmap.segments import Segment

@@ -17,14 +17,14 @@ from flowmap.errors import (
     short,
     storage_error,
 )
-from flowmap.fillers import describe
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, dtype_from_descr, header_digest
 from flowmap.segments import Plan, Segment
 from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
+from flowmap.work import describe
 
 if TYPE_CHECKING:
-    from flowmap.fillers import Work
+    from flowmap.work import Work
 
 FORMAT: Final = 1
 """Version of the sidecar's files; a later one is refused."""

@@ -14,11 +14,11 @@ from prefect.cache_policies import NO_CACHE
 
 from flowmap.alloc import Exist, allocate
 from flowmap.errors import FillerError, NotFoundError, StorageError, WrongTypeError
-from flowmap.fillers import Work
 from flowmap.segments import Segment
 from flowmap.storage import PAGE, available_cpus
 from flowmap.target import Target, open_target
 from flowmap.validation import validate
+from flowmap.work import Work
 from flowmap.write import Casting, fill_work, write_segment
 
 if TYPE_CHECKING:

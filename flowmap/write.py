@@ -22,9 +22,9 @@ from flowmap.errors import (
     WrongTypeError,
     said,
 )
-from flowmap.fillers import Work, describe
 from flowmap.records import FINISHED
 from flowmap.segments import Block, Segment
+from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
     import threading

@@ -1,17 +1,15 @@
-"""Fillers: marked, named, looked up; and the fingerprint of their work."""
+"""Fillers: marked, named and looked up."""
 
 from __future__ import annotations
 
-import datetime as dt
-import enum
 import functools
 import json
 import os
 import subprocess
 import sys
 import types
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import flowmap
-from flowmap.errors import FillerNotFoundError, InvalidArgumentError, WrongTypeError
-from flowmap.fillers import Mark, Work, arange, find_filler, mark_of
+from flowmap.errors import FillerNotFoundError, WrongTypeError
+from flowmap.fillers import Mark, arange, find_filler, mark_of
 from flowmap.npy import Layout
 from flowmap.segments import Block
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from flowmap.work import Work
 
 
 def take_anything(out: Any, block: Block, **arguments: Any) -> None:
@@ -48,45 +44,6 @@ class Callback:
 
     def method(self, out: Any, block: Block) -> None:
         """Do nothing either."""
-
-
-class Colour(enum.Enum):
-    """Two members with one value's text."""
-
-    RED = 1
-    BLUE = "1"
-
-
-class Hue(enum.Enum):
-    """Another enumeration with a member of the same name."""
-
-    RED = 1
-
-
-class Option(enum.Flag):
-    """Options to combine."""
-
-    A = enum.auto()
-    B = enum.auto()
-    C = enum.auto()
-
-
-class Loose(enum.IntFlag):
-    """Options that may be combined with bits of no name."""
-
-    A = enum.auto()
-
-
-def fingerprint(**arguments: Any) -> str:
-    """Return the fingerprint of some arguments."""
-    return Work.of(take_anything, arguments).fingerprint
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
 
 
 class TestMark:
@@ -186,7 +143,7 @@ class TestFind:
             ("flowmap.fillers: arange", "cannot be found"),
             (".fillers:arange", "cannot be found"),
             ("flowmap.fillers:filler", "not marked"),
-            ("flowmap.fillers:os.remove", "not marked"),
+            ("flowmap.fillers:sys.exit", "not marked"),
             ("builtins:print", "not marked"),
         ],
     )
@@ -217,7 +174,8 @@ import enum, json, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import flowmap
-from flowmap.fillers import Work, mark_of
+from flowmap.fillers import mark_of
+from flowmap.work import Work
 
 class Kind(enum.Enum):
     SLOW = 1
@@ -265,256 +223,6 @@ class TestScripts:
         assert told == [told[0]] * 4
 
 
-class TestFingerprint:
-    """Equal exactly where the work is the same."""
-
-    @given(arguments=st.dictionaries(st.text(), JSON, max_size=5), data=st.data())
-    def test_order_of_keys(self, arguments: dict[str, Any], data: st.DataObject) -> None:
-        """The order in which arguments, or the keys of dicts, are given is no matter."""
-
-        def shuffled(value: Any) -> Any:
-            if isinstance(value, list):
-                return [shuffled(each) for each in value]
-            if not isinstance(value, dict):
-                return value
-            keys = data.draw(st.permutations(list(value)))
-            return {key: shuffled(value[key]) for key in keys}
-
-        assert fingerprint(x=arguments) == fingerprint(x=shuffled(arguments))
-
-    @given(first=JSON, second=JSON)
-    def test_values(self, first: Any, second: Any) -> None:
-        """Values that JSON tells apart have two fingerprints, others one."""
-        same = json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
-        assert (fingerprint(x=first) == fingerprint(x=second)) == same
-
-    @given(value=JSON)
-    def test_through_json(self, value: Any) -> None:
-        """What went through JSON, as a flow's parameters do, is the same work."""
-        assert fingerprint(x=value) == fingerprint(x=json.loads(json.dumps(value)))
-
-    def test_all_different(self) -> None:
-        """Values that are easily taken for one another are not."""
-        values: list[Any] = [
-            *(None, True, False, 0, 1, -1, 0.0, -0.0, 1.0, float("nan"), float("inf")),
-            *(1j, 1 + 0j, "", "1", "None", b"", b"1", [], [[]], {}, [None], [1], ["1"]),
-            *([1, 2], [[1], 2], [1, [2]], {"a": 1}, {"a": "1"}, {"1": "a"}, ["a", 1]),
-            *(["list"], ["int", "1"], ["float", (1.0).hex()], ["list", ["int", "1"]]),
-            *(2**63, 2**64, 0.1, 0.1 + 2**-55, np.float32(0.1)),
-            *(np.longdouble(1) / 3, np.complex64(1)),
-            *(np.timedelta64(1, "s"), np.timedelta64(1, "m"), np.timedelta64(60, "s")),
-            *(np.timedelta64(1), np.timedelta64(1, "D"), np.timedelta64("NaT")),
-            *(np.datetime64("2020-01-01"), np.datetime64("2020-01-01T00")),
-            *(Colour.RED, Colour.BLUE, Hue.RED, Option(0), Option.A, Option.A | Option.B),
-            *(Loose(0), Loose(8), Loose(16)),  # none of which has a name
-            *(Option.B | Option.C, Option.A | Option.B | Option.C),
-            *(Path("1"), Path("a"), Path("/a"), Path("a/b")),
-            *(np.void(b"ab"), np.void(b"abc"), np.bytes_(b"abc")),
-            *(np.zeros(0), np.zeros(3), np.zeros(3, "f4"), np.zeros(3, ">f8")),
-            *(np.zeros((3, 1)), np.zeros((1, 3)), np.arange(3.0), np.array(0.0), -np.zeros(3)),
-            *(np.array(["a"]), np.array(["a "]), np.zeros(1, "U1"), np.zeros(3, "i8")),
-            *(np.zeros(2, "f4,f4"), np.zeros(2, [("f0", "f4"), ("g", "f4")])),
-            *(np.ones(2, "f4,f4"), np.array([(0, 1), (0, 0)], "f4,f4")),
-            *(np.array([1], "g"), np.array([1], "g") + np.longdouble(2) ** -60),
-        ]
-        found: dict[str, Any] = {}
-        for value in values:
-            mark = fingerprint(x=value)
-            assert mark not in found, f"{value!r} is taken for {found[mark]!r}"
-            found[mark] = value
-
-    def test_all_equal(self) -> None:
-        """The same input in another guise is the same work."""
-        groups: list[tuple[Any, ...]] = [
-            (1, np.int8(1), np.int64(1), np.uint64(1)),
-            (0.5, np.float16(0.5), np.float32(0.5), np.float64(0.5)),
-            (True, np.True_),
-            (1 + 2j, np.complex128(1 + 2j)),
-            ((1, 2), [1, 2]),
-            ("abc", np.str_("abc")),
-            (Path("/a/b"), PurePosixPath("/a/b"), Path("/a//b/")),
-            (Option.A | Option.B, Option.B | Option.A),
-            (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
-            (np.arange(12)[::2], np.arange(0, 12, 2)),
-        ]
-        for group in groups:
-            assert len({fingerprint(x=value) for value in group}) == 1, group
-
-    @given(
-        array=hnp.arrays(
-            hnp.scalar_dtypes()
-            | hnp.array_dtypes(allow_subarrays=True).filter(lambda dtype: dtype.names),
-            hnp.array_shapes(max_dims=2, max_side=3),
-        )
-    )
-    def test_arrays(self, array: Any) -> None:
-        """A copy of an array is the same argument."""
-        assert (
-            fingerprint(x=array)
-            == fingerprint(x=array.copy())
-            == fingerprint(x=array.copy("F"))
-        )
-
-    def test_padding_is_no_value(self) -> None:
-        """What lies between the fields of a record does not count, nor beside a long double."""
-        dtype = np.dtype([("a", "i1"), ("b", [("c", "f8"), ("d", "i2", (2,))])], align=True)
-        prints: set[Any] = set()
-        for byte in (0, 255):
-            raw = np.full(3 * dtype.itemsize, byte, np.uint8).view(dtype)
-            raw["a"], raw["b"]["c"], raw["b"]["d"] = 1, 2.5, 3
-            prints.add((fingerprint(x=raw), fingerprint(x=raw[0])))
-        assert len(prints) == 1
-        prints = set()
-        for byte in (0, 255):
-            raw = np.full(32, byte, np.uint8)
-            raw[:10] = raw[16:26] = np.array([1], np.longdouble).view(np.uint8)[:10]
-            prints.add(fingerprint(x=raw.view(np.longdouble)))
-        assert len(prints) == (1 if np.finfo(np.longdouble).nmant == 63 else len(prints))
-
-    def test_long_records(self) -> None:
-        """A record is compared whole, whatever of it NumPy would print."""
-        dtype = np.dtype([("v", "f8", (5000,))])
-        first, second = np.zeros(2, dtype)
-        second["v"][2500] = 1e-12
-        assert fingerprint(x=first) != fingerprint(x=second)
-        before = fingerprint(x=second)
-        with np.printoptions(precision=2, threshold=5):
-            assert fingerprint(x=second) == before
-
-    def test_what_counts(self) -> None:
-        """Version, name and the arguments count; the volatile ones and the source do not."""
-        base = Work.of(versioned, {"rate": 2.0}).fingerprint
-        assert Work.of(versioned, {"rate": 2.0, "log": object()}).fingerprint == base
-        assert Work.of(versioned, {"rate": 2.0, "verbose": {1, 2}}).fingerprint == base
-        assert Work.of(versioned, {"rate": 3.0}).fingerprint != base
-        assert Work.of(versioned, {}).fingerprint != base
-        assert Work.of(versioned).fingerprint == Work.of(versioned, {}).fingerprint
-        assert Work.of(versioned).fingerprint != Work.of(take_anything).fingerprint
-
-        def define(version: str, source: str) -> Callable[..., None]:
-            space: dict[str, Any] = {"__name__": "somewhere"}
-            exec(f"def simulate(out, block): {source}", space)
-            marked: Callable[..., None] = flowmap.filler(version=version)(space["simulate"])
-            return marked
-
-        first = Work.of(define("1", "pass")).fingerprint
-        assert Work.of(define("1", "out[:] = 1")).fingerprint == first
-        assert Work.of(define("2", "pass")).fingerprint != first
-
-    def test_settled(self) -> None:
-        """A few fingerprints are written down: a resume by a later flowmap finds its work."""
-        assert Work.of(arange).fingerprint == SETTLED["none"]
-        assert Work.of(arange, {"start": 1, "step": 0.5}).fingerprint == SETTLED["numbers"]
-        everything = {
-            "a": [None, True, "ü", 1, 0.1, 1j, b"x"],
-            "b": {"p": Path("/a"), "t": np.timedelta64(5, "s")},
-            "c": np.arange(3, dtype="<i4"),
-        }
-        work = Work.of(find_filler("flowmap.fillers:arange"), {"start": everything})
-        assert work.fingerprint == SETTLED["everything"]
-
-    @pytest.mark.parametrize(
-        "value",
-        [
-            {1, 2},
-            frozenset(),
-            object(),
-            lambda: 0,
-            print,
-            range(3),
-            iter([]),
-            bytearray(b"x"),
-            dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-            {1: "a"},
-            {"a": {None: 1}},
-            [1, [2, {3}]],
-            types.MappingProxyType({}),
-            np.array([None]),
-            np.array([object(), 1]),
-            np.zeros(2, [("a", "O")]),
-            np.ma.masked_array([1, 2], [True, False]),
-            np.array(["a"], np.dtypes.StringDType()),
-        ],
-        ids=lambda value: type(value).__name__,
-    )
-    def test_without_fingerprint(self, value: Any) -> None:
-        """What cannot be told apart is refused; the message names it and the way out."""
-        with pytest.raises(InvalidArgumentError, match=r"arguments\['x'\].*volatile"):
-            fingerprint(x=value)
-
-    def test_endless(self) -> None:
-        """Arguments that hold themselves are refused."""
-        loop: list[Any] = []
-        loop.append(loop)
-        with pytest.raises(InvalidArgumentError, match="hold themselves"):
-            fingerprint(x=loop)
-
-
-class TestWork:
-    """A filler with its arguments."""
-
-    @pytest.mark.parametrize("filler", [5, None, [arange], {"filler": "x:y"}])
-    def test_no_filler(self, filler: Any) -> None:
-        """A filler is a function or its name."""
-        with pytest.raises(WrongTypeError, match="filler is"):
-            Work.of(filler)
-
-    def test_partial(self) -> None:
-        """A partial would hide its arguments from the fingerprint."""
-        with pytest.raises(WrongTypeError, match="pass the function"):
-            Work.of(functools.partial(arange, step=2))
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [[1], [{"start": 1}], "start", 5, {1: 2}, ("start", 1), {"start": 1, None: 2}],
-        ids=str,
-    )
-    def test_no_dict(self, arguments: Any) -> None:
-        """Arguments are a dict by name; a mapped list is what `unmapped` is for."""
-        with pytest.raises(WrongTypeError, match=r"unmapped\("):
-            Work.of(arange, arguments)
-
-    @pytest.mark.parametrize(
-        ("function", "arguments", "message"),
-        [
-            (arange, {"stop": 3}, "stop"),
-            (arange, {"out": 3}, "out"),
-            (arange, {"block": 3}, "block"),
-            (lambda out: None, {}, "cannot be called"),
-            (lambda out, block, needed: None, {}, "needed"),
-            (lambda out, block, /, x: None, {"y": 1}, "cannot be called"),
-        ],
-    )
-    def test_other_arguments(
-        self, function: Any, arguments: dict[str, Any], message: str
-    ) -> None:
-        """Arguments that the filler does not take, or lacks, are refused with its signature."""
-        with pytest.raises(WrongTypeError, match=message) as caught:
-            Work.of(function, arguments)
-        assert "(out" in str(caught.value)
-
-    def test_arguments_are_copied(self) -> None:
-        """What the user does to the dict later does not change the work."""
-        arguments = {"start": 1}
-        work = Work.of(arange, arguments)
-        arguments["start"] = 2
-        assert work.arguments == {"start": 1}
-
-    def test_description(self) -> None:
-        """What is recorded is JSON, with the source for people; without one it does without."""
-        described = Work.of(versioned, {"rate": 2.0, "log": object()}).describe()
-        assert json.loads(json.dumps(described)) == described
-        assert described["filler"] == f"{__name__}:versioned"
-        assert described["version"] == "2"
-        assert described["arguments"]["rate"] == "2.0"
-        assert "in its second version" in described["source"]
-        assert len(described["fingerprint"]) == 32
-        space: dict[str, Any] = {}
-        exec("def made(out, block): pass", space)
-        assert Work.of(space["made"]).describe()["source"] is None
-        assert Work.of(Callback()).describe()["source"] is None
-
-
 class TestArange:
     """The filler that comes with flowmap."""
 
@@ -559,10 +267,3 @@ class TestArange:
         rows = np.moveaxis(out, -1, 0) if fortran else out
         for number, row in enumerate(rows, start):
             assert (row == number).all()
-
-
-SETTLED = {
-    "none": "f8f7941f4ec351df537f9c269b8f0b58",
-    "numbers": "458c406e19b72585d26b418fc12d2ee8",
-    "everything": "20335e3456bede3e4e9955f7a2cef02b",
-}

@@ -14,10 +14,10 @@ from support import damage, logged, logged_rows, ramp, rows, run, script, states
 
 import flowmap
 from flowmap.errors import ClaimLostError, FillerError, StorageError
-from flowmap.fillers import Work
 from flowmap.ledger import Claim
 from flowmap.records import SegmentRecord
 from flowmap.storage import read_into, write_all
+from flowmap.work import Work
 from flowmap.write import fill_work
 
 if TYPE_CHECKING:
