@@ -19,7 +19,7 @@ from flowmap.storage import PAGE, available_cpus
 from flowmap.target import Target, open_target
 from flowmap.validation import validate
 from flowmap.work import Work
-from flowmap.write import Casting, fill_work, write_segment
+from flowmap.write import fill_work, write_segment
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
     from prefect.tasks import Task
 
+    from flowmap.casting import Casting
     from flowmap.checks import Check
     from flowmap.fillers import Filler
     from flowmap.job import Durability

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import traceback
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from typing import cast as cast_type
 
 import numpy as np
@@ -13,6 +13,7 @@ import xxhash
 
 from flowmap.arguments import flag
 from flowmap.attempt import attempting, block_buffer
+from flowmap.casting import converted
 from flowmap.errors import (
     FillerError,
     InvalidArgumentError,
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from flowmap.attempt import Attempt
+    from flowmap.casting import Casting
     from flowmap.fillers import Filler
     from flowmap.job import Job
     from flowmap.npy import Layout
     from flowmap.records import SegmentRecord
 
-
-Casting = Literal["no", "equiv", "safe", "same_kind", "unsafe"]
 
 STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
 """Set where a thread that fills can be asked to stop before its next block."""
@@ -135,7 +135,7 @@ def _blocks(
     layout = job.layout
     buffer = block_buffer(min(job.block_rows, segment.rows) * layout.row_bytes, segment)
     for start in range(first, segment.stop, job.block_rows):
-        block = Block(start, min(start + job.block_rows, segment.stop))
+        block = Block(start, min(start + job.block_rows, segment.stop), layout.axis)
         data = buffer[: len(block) * layout.row_bytes]
         data.fill(0)
         yield block, layout.as_array(data, len(block)), data
@@ -266,58 +266,5 @@ def _check_values(
         raise InvalidArgumentError(
             f"{segment.name}: values have shape {array.shape}; the segment takes {wanted}."
         )
-    try:
-        castable = np.can_cast(array.dtype, layout.dtype, casting)
-    except (ValueError, TypeError) as error:
-        raise InvalidArgumentError(f"casting is {casting!r}: {error}") from error
-    if not castable and not hasattr(values, "dtype") and casting == "same_kind":
-        # Python numbers have no size: whether they fit is compared below.
-        castable = array.dtype.kind in "iu" and layout.dtype.kind in "iu"
-    if not castable or not _same_names(array.dtype, layout.dtype):
-        raise WrongTypeError(
-            f"{segment.name}: values of dtype {array.dtype} cannot be cast to {layout.dtype} "
-            f"by the rule {casting!r}. Convert them, or pass casting='unsafe'."
-        )
-    if np.can_cast(array.dtype, layout.dtype, "safe"):
-        return array
-    return _cast(array, layout, segment, strict=casting != "unsafe")
-
-
-def _cast(
-    array: NDArray[Any], layout: Layout, segment: Segment, *, strict: bool
-) -> NDArray[Any]:
-    """Cast what may lose something; where `strict`, refuse what NumPy would lose silently."""
-    try:
-        with np.errstate(over="raise" if strict else "ignore", invalid="ignore"):
-            cast = array.astype(layout.dtype, casting="unsafe")
-    except (ValueError, TypeError, OverflowError, FloatingPointError) as error:
-        raise InvalidArgumentError(
-            f"{segment.name}: values cannot be cast to {layout.dtype}: {error}"
-        ) from error
-    if strict and _is_lost(array, cast):
-        raise InvalidArgumentError(
-            f"{segment.name}: values of dtype {array.dtype} hold some that {layout.dtype} has "
-            "no room for: numbers would wrap, texts be cut. Allocate a larger dtype, or pass "
-            "casting='unsafe' to let them."
-        )
-    return cast
-
-
-def _is_lost(array: NDArray[Any], cast: NDArray[Any]) -> bool:
-    """Say whether a cast wrapped a whole number or cut a text, in whatever field."""
-    if cast.dtype.names is not None:
-        return any(_is_lost(array[name], cast[name]) for name in cast.dtype.names)
-    if cast.dtype.kind in "SU":
-        return not bool((cast.astype(array.dtype) == array).all())
-    whole = cast.dtype.kind in "iu" and array.dtype.kind in "iu"
-    return whole and not bool((cast == array).all())
-
-
-def _same_names(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
-    """Say whether fields have the same names in the same order: NumPy casts them by order."""
-    one, other = one.base, other.base
-    if one.names is None or other.names is None:
-        return one.names == other.names
-    return one.names == other.names and all(
-        _same_names(one[name], other[name]) for name in one.names
-    )
+    sized = hasattr(values, "dtype")
+    return converted(array, layout.dtype, casting, segment.name, sized=sized)
