@@ -88,6 +88,11 @@ class Layout:
         return self.shape[-1] if self.fortran_order else self.shape[0]
 
     @property
+    def axis(self) -> Literal[0, -1]:
+        """The slow axis, along which the rows lie: 0, or -1 in Fortran order."""
+        return -1 if self.fortran_order else 0
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         inner = self.shape[:-1] if self.fortran_order else self.shape[1:]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short
@@ -73,10 +73,14 @@ class Block:
     Attributes:
         start: The first row, counted in the whole target.
         stop: The row after the last.
+        axis: The axis of `out` along which the rows lie: 0, or -1 in Fortran order. None
+            where whoever made the block did not say: flowmap always does, since an `out` of
+            a single element does not tell.
     """
 
     start: int
     stop: int
+    axis: Literal[0, -1] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return self.stop - self.start

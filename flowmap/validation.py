@@ -256,7 +256,8 @@ class _Validation:
         """Give each block of a segment to the user's check; stop at the first that fails."""
         layout = self.job.layout
         for start in range(segment.start, segment.stop, self.job.block_rows):
-            block = Block(start, min(start + self.job.block_rows, segment.stop))
+            stop = min(start + self.job.block_rows, segment.stop)
+            block = Block(start, stop, layout.axis)
             rows = Segment(segment.path, segment.job, segment.index, block.start, block.stop)
             data = np.empty(0, np.uint8)
             try:
