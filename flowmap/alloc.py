@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from flowmap._version import __version__
 from flowmap.arguments import flag, whole
 from flowmap.errors import (
     DamagedJobError,
+    FlowmapError,
     ForeignFileError,
     InvalidArgumentError,
     OtherJobError,
@@ -34,6 +36,7 @@ from flowmap.job import DURABILITIES, Durability, Job, Sidecar, absolute
 from flowmap.locks import header_lock
 from flowmap.npy import Layout, header_digest
 from flowmap.publication import make_folder, publish, remove_stale
+from flowmap.root import rooted
 from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
 from flowmap.target import Target, open_target
@@ -41,7 +44,6 @@ from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import DTypeLike
 
@@ -152,6 +154,7 @@ class _Wanted:
     durability: Durability
     checkpoint_seconds: float
     work: dict[str, Any] | None
+    reads: str | None  # the argument of the work that names the target itself
 
     @classmethod
     def of(cls, path: Path, layout: Layout, **asked: Any) -> _Wanted:
@@ -170,6 +173,7 @@ class _Wanted:
             )
         plan = plan_segments(layout.rows, layout.row_bytes, asked["segments"], align)
         longest = max((rows for _, rows in plan.runs), default=1)
+        work = None if asked["filler"] is None else Work.of(asked["filler"], asked["arguments"])
         return cls(
             path=path,
             layout=layout,
@@ -180,9 +184,8 @@ class _Wanted:
             align=align,
             durability=asked["durability"],
             checkpoint_seconds=_seconds(asked["checkpoint_seconds"]),
-            work=None
-            if asked["filler"] is None
-            else Work.of(asked["filler"], asked["arguments"]).describe(),
+            work=None if work is None else work.describe(),
+            reads=None if work is None else _naming(path, work.arguments),
         )
 
     def attach(self) -> Target | None:
@@ -204,6 +207,12 @@ class _Wanted:
                 raise ForeignFileError(
                     f"{self.path} is a folder, which is never replaced. Choose another path.",
                     path=str(self.path),
+                )
+            if self.reads is not None:
+                raise InvalidArgumentError(
+                    f"The filler's argument {self.reads} names {self.path}, which would be "
+                    "replaced before the filler could read it. Choose another path for the "
+                    "target."
                 )
             return None
         if not stat.S_ISREG(found.st_mode):
@@ -266,6 +275,29 @@ class _Wanted:
             f"{self.path} is on {kind}, where two hosts that write to one page of {PAGE} "
             f"bytes lose data, and these segments share pages. {remedy}."
         )
+
+
+def _naming(path: Path, arguments: Mapping[str, Any]) -> str | None:
+    """Return which of the arguments, or which within a list of one, names a file, if any."""
+    left: list[tuple[str, Any]] = [(repr(name), value) for name, value in arguments.items()]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, list | tuple):
+            left += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        elif isinstance(value, dict):
+            left += [(f"{name}[{key!r}]", each) for key, each in value.items()]
+        elif isinstance(value, str | os.PathLike) and _names(value, path):
+            return name
+    return None
+
+
+def _names(value: str | os.PathLike[str], path: Path) -> bool:
+    """Say whether a text, which may be no path, leads to a file, through links or not."""
+    try:
+        named = rooted(value)
+        return path in (absolute(named), Path(os.path.realpath(named)))
+    except (FlowmapError, OSError, ValueError):
+        return False
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -71,6 +71,10 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
+def reader(out: Any, block: Any, source: Any) -> None:
+    """Stand for a filler that reads a file."""
+
+
 def allocate(path: Path, **changes: Any) -> flowmap.Target:
     """Allocate a small plain target, but for the changes."""
     return flowmap.allocate(path, **(PLAIN | changes))
@@ -586,6 +590,62 @@ class TestJobThere:
             first.asarray()
         with pytest.raises(FlowmapError):
             flowmap.fill_segment(first.segments[0], arange)
+
+    @pytest.mark.parametrize("made", ["target", "foreign"])
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "a.npy",
+            "./a.npy",
+            "link.npy",
+            ["b.npy", "a.npy"],
+            {"deep": [("b.npy", "a.npy")]},
+            Path("a.npy"),
+        ],
+        ids=str,
+    )
+    def test_overwriting_what_the_filler_reads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, made: str
+    ) -> None:
+        """A file that an argument names is not erased before the filler reads it."""
+        monkeypatch.chdir(tmp_path)
+        if made == "target":
+            flowmap.allocate("a.npy", 3, "<f8")
+        else:
+            np.save("a.npy", np.zeros(3))
+        Path("link.npy").symlink_to("a.npy")
+        before = snapshot(tmp_path)
+        asked: dict[str, Any] = {"filler": reader, "arguments": {"source": source}}
+        with pytest.raises(InvalidArgumentError, match=r"argument 'source'.*a\.npy"):
+            flowmap.allocate("a.npy", 5, "<f8", exist="overwrite", **asked)
+        assert snapshot(tmp_path) == before
+        monkeypatch.setenv("FLOWMAP_ROOT", str(tmp_path))
+        monkeypatch.chdir("/")
+        with pytest.raises(InvalidArgumentError, match=r"argument 'source'.*a\.npy"):
+            flowmap.allocate(tmp_path / "a.npy", 5, "<f8", exist="overwrite", **asked)
+        assert snapshot(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        "source",
+        ["b.npy", "a", "a.npy.flowmap", "\0", "x" * 5000, "", 5, None, [[]], "../a.npy"],
+    )
+    def test_overwriting_beside_what_the_filler_reads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any
+    ) -> None:
+        """Any other text, path or not, keeps nothing from being replaced."""
+        monkeypatch.chdir(tmp_path)
+        np.save("a.npy", np.zeros(3))
+        asked: dict[str, Any] = {"filler": reader, "arguments": {"source": source}}
+        flowmap.allocate("a.npy", 5, "<f8", exist="overwrite", **asked)
+        assert np.load("a.npy").shape == (5,)
+
+    def test_naming_a_target_that_is_not_there(self, tmp_path: Path) -> None:
+        """Where nothing is replaced, nothing is refused."""
+        path = tmp_path / "a.npy"
+        asked: dict[str, Any] = {"filler": reader, "arguments": {"source": str(path)}}
+        for exist in ("overwrite", "resume"):
+            how: Any = exist
+            flowmap.allocate(tmp_path / f"{exist}.npy", 5, "<f8", exist=how, **asked)
 
     def test_overwrite_leaves_foreign_records(self, tmp_path: Path) -> None:
         """What flowmap did not put into the folder stays there."""
