@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import flowmap
+from flowmap.npy import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from flowmap.segments import Block
     from flowmap.target import Target
 
-DTYPES = [
+DTYPES: list[np.dtype[Any]] = [
     np.dtype("<f8"),
     np.dtype(">i4"),
     np.dtype("?"),
@@ -128,6 +129,28 @@ def logged(out: NDArray[Any], block: Block, *, log: str) -> None:
     with Path(log).open("a") as file:
         file.write(f"{block.start}\n")
     out[...] = rows(block)
+
+
+def in_blocks(
+    fill: Callable[..., None],
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    *,
+    fortran_order: bool = False,
+    block_rows: int = 1 << 62,
+    **arguments: Any,
+) -> NDArray[Any]:
+    """Return what a filler makes of a whole array, given to it block by block."""
+    layout = Layout.of(shape, dtype, fortran_order)
+    whole = np.zeros(shape, dtype, "F" if fortran_order else "C")
+    for start in range(0, layout.rows, block_rows):
+        block = flowmap.Block(start, min(start + block_rows, layout.rows), layout.axis)
+        data = np.zeros(len(block) * layout.row_bytes, np.uint8)
+        out = layout.as_array(data, len(block))
+        fill(out, block, **arguments)
+        rows = slice(block.start, block.stop)
+        whole[((..., rows) if fortran_order else rows) if shape else ...] = out
+    return whole
 
 
 def logged_rows(log: Path) -> list[int]:

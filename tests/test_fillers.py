@@ -9,20 +9,17 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import flowmap
 from flowmap.errors import FillerNotFoundError, WrongTypeError
-from flowmap.fillers import Mark, arange, find_filler, mark_of
-from flowmap.npy import Layout
-from flowmap.segments import Block
+from flowmap.fillers import Mark, arange, find_filler, mark_of, published
 from flowmap.work import Work
+
+if TYPE_CHECKING:
+    from flowmap.segments import Block
 
 
 def take_anything(out: Any, block: Block, **arguments: Any) -> None:
@@ -131,7 +128,7 @@ class TestFind:
         ("name", "message"),
         [
             ("", "names no filler"),
-            ("arange", "names no filler"),
+            ("aranges", "names no filler: published are arange, constant, copy, linspace"),
             ("flowmap.fillers:", "names no filler"),
             (":arange", "names no filler"),
             ("flowmap.fillers.arange", "names no filler"),
@@ -223,47 +220,67 @@ class TestScripts:
         assert told == [told[0]] * 4
 
 
-class TestArange:
-    """The filler that comes with flowmap."""
+def publish(
+    folder: Path, distribution: str, points: str, group: str = "flowmap.fillers"
+) -> None:
+    """Make a distribution that publishes fillers, as an installer would leave it."""
+    info = folder / f"{distribution}-1.0.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+    (info / "METADATA").write_text(metadata)
+    (info / "entry_points.txt").write_text(f"[{group}]\n{points}\n")
 
-    @pytest.mark.parametrize("dtype", ["<f8", ">f4", "<i8", "<c16", "<u2"])
-    @pytest.mark.parametrize("fortran", [False, True])
-    @pytest.mark.parametrize(
-        "shape",
-        [(7,), (7, 3), (3, 7), (7, 7), (7, 1), (1, 7), (2, 7, 3), (1, 1), (0, 3), (7, 0)],
-    )
-    def test_against_numpy(
-        self, tmp_path: Path, shape: tuple[int, ...], fortran: bool, dtype: str
-    ) -> None:
-        """Each row, along the slow axis, is start + step * its number."""
-        target = flowmap.allocate(
-            tmp_path / "a.npy", shape, dtype, fortran_order=fortran, block_rows=2
+
+class TestPublished:
+    """Fillers that distributions publish under short names."""
+
+    def test_own(self) -> None:
+        """Those that come with flowmap are published, and each leads to a filler."""
+        names = {"constant", "arange", "linspace", "random", "copy"}
+        mine = {n: v for n, v in published().items() if v.startswith("flowmap.")}
+        assert mine.keys() == names
+        for name, value in mine.items():
+            assert find_filler(name) is find_filler(value)
+            assert mark_of(find_filler(name)).name == value
+        assert find_filler("arange") is arange
+
+    def test_work_is_the_same(self) -> None:
+        """A published name is another way to write the same filler: the work is equal."""
+        assert Work.of("arange").fingerprint == Work.of(arange).fingerprint
+        assert Work.of("arange").describe()["filler"] == "flowmap.fillers:arange"
+
+    def test_of_others(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another distribution's filler is found by its name, once it is installed."""
+        (tmp_path / "orbits.py").write_text(
+            "import flowmap\n\n@flowmap.filler\ndef kepler(out, block): pass\n"
         )
-        arguments = {"start": 5, "step": 3}
-        for segment in target.segments:
-            flowmap.fill_segment(segment, arange, arguments)
-        rows = shape[-1] if fortran else shape[0]
-        numbers = np.arange(5, 5 + 3 * rows, 3)
-        wide = (rows,) if fortran else (rows, *[1] * (len(shape) - 1))
-        expected = np.broadcast_to(numbers.reshape(wide), shape).astype(dtype)
-        np.testing.assert_array_equal(np.load(target.path), expected)
+        publish(tmp_path, "celestial", "orbit = orbits:kepler\nlost = orbits:nothing")
+        publish(tmp_path, "unrelated", "orbit = no_such:f", group="flowmap.others")
+        with pytest.raises(FillerNotFoundError, match="published are"):
+            find_filler("orbit")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert published()["orbit"] == "orbits:kepler"
+        assert mark_of(find_filler("orbit")).name == "orbits:kepler"
+        with pytest.raises(FillerNotFoundError, match="cannot be found"):
+            find_filler("lost")
 
-    def test_0d(self, tmp_path: Path) -> None:
-        """A 0-d target is one row."""
-        target = flowmap.allocate(tmp_path / "a.npy", (), "<f8")
-        flowmap.fill_segment(target.segments[0], arange, {"start": 2.5})
-        assert np.load(target.path) == 2.5
+    def test_two_of_one_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name that two distributions publish is refused, with both; others are found."""
+        publish(tmp_path, "celestial", "arange = orbits:kepler")
+        monkeypatch.syspath_prepend(tmp_path)
+        both = r"celestial \(orbits:kepler\).*flowmap \(flowmap.fillers:arange\)"
+        for look in (published, lambda: find_filler("arange")):
+            with pytest.raises(FillerNotFoundError, match=both):
+                look()
+        assert find_filler("linspace").__name__ == "linspace"
+        assert find_filler("flowmap.fillers:arange") is arange
 
-    @given(
-        shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=4),
-        fortran=st.booleans(),
-        start=st.integers(0, 100),
-    )
-    def test_any_block(self, shape: tuple[int, ...], fortran: bool, start: int) -> None:
-        """A block of whatever shape gets the numbers of its own rows."""
-        layout = Layout.of(shape, "<f8", fortran_order=fortran)
-        out = np.zeros(shape, "<f8", "F" if fortran else "C")
-        arange(out, Block(start, start + layout.rows))
-        rows = np.moveaxis(out, -1, 0) if fortran else out
-        for number, row in enumerate(rows, start):
-            assert (row == number).all()
+    @pytest.mark.parametrize("value", ["orbits", "orbits:", "not a name", ":f"])
+    def test_odd_value(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        """An entry point that is no "module:function" is refused like a name written so."""
+        publish(tmp_path, "celestial", f"orbit = {value}")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(FillerNotFoundError, match="names no filler"):
+            find_filler("orbit")
