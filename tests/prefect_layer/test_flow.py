@@ -76,6 +76,17 @@ def test_every_parameter_reaches_the_job(server: Server, tmp_path: Path, executo
     assert np.array_equal(values["t"], np.tile(2 + 0.5 * np.arange(300), (4, 1)))
 
 
+def test_a_published_filler_is_named_by_one_word(server: Server, tmp_path: Path) -> None:
+    """A filler that a distribution publishes needs no module in its name."""
+    path = tmp_path / "out.npy"
+    asked: dict[str, Any] = {"filler": "linspace", "arguments": {"num": 50}, "segments": 2}
+    flowmap.fill_array(str(path), shape=50, executor="threads", **asked)
+    assert np.array_equal(np.load(path), np.linspace(0, 1, 50))
+    work = flowmap.open_target(path).job.work
+    assert work is not None
+    assert work["filler"] == "flowmap.fillers:linspace"
+
+
 def test_failed_segments_are_named_and_only_they_run_again(
     server: Server, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_every_snippet_of_the_readme_runs(
     assert np.load("squares.npy", mmap_mode="r")[-1] == 0.5 * 9_999_999.0**2
     assert np.load("sweep.npy", mmap_mode="r").shape == (1_000_000,)
     assert np.load("table.npy", mmap_mode="r")[-1, 0] == 1999
+    assert np.array_equal(np.load("twice.npy"), np.tile(np.load("dice.npy"), (2, 1)))
 
 
 def test_make_targets_of_the_readme_exist() -> None:

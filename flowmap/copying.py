@@ -1,0 +1,234 @@
+"""The filler `copy`: rows of `.npy` files that are there already."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from flowmap.casting import converted
+from flowmap.errors import (
+    FlowmapError,
+    ForeignFileError,
+    InvalidArgumentError,
+    StorageError,
+    said,
+    short,
+    storage_error,
+)
+from flowmap.fillers import filler
+from flowmap.root import rooted
+from flowmap.storage import opened, read_into
+from flowmap.target import open_target
+from flowmap.values import by_rows, row_axis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from flowmap.casting import Casting
+    from flowmap.segments import Block
+
+
+@filler
+def copy(
+    out: NDArray[Any],
+    block: Block,
+    *,
+    source: str | list[str],
+    casting: Casting = "same_kind",
+) -> None:
+    """Fill with the rows of one `.npy` file, or of several, one after the other.
+
+    Each file is opened when rows of it are wanted, and no more of it is read than they are;
+    it may have the other memory order. Nothing is unpickled. Files must not change meanwhile.
+
+    Args:
+        out: Shape (rows, ...), of any dtype.
+        block: The rows.
+        source: The path of a file, or paths in the order of their rows: indices along the slow
+            axis of the target. Relative to `FLOWMAP_ROOT`, beyond which none may lead, or else
+            to the working directory. Rows beyond those of the target are left out.
+        casting: Which casts to the target's dtype are allowed, as in `numpy.can_cast`.
+
+    Raises:
+        InvalidArgumentError: There are fewer rows than the target has; or rows of another
+            shape; a number would wrap or overflow, or a text be cut, unless `casting` is
+            "unsafe"; a file is no `.npy` file, holds Python objects, is cut short, lies
+            beyond `FLOWMAP_ROOT`, or is a target that is not done.
+        WrongTypeError: `source` holds something else than paths; or the values cannot be cast
+            so.
+        StorageError: A file is not there, cannot be read, or was changed meanwhile.
+        DamagedJobError: A file is a target that is damaged.
+    """
+    if not isinstance(source, list | tuple):
+        source = [source]
+    rows, axis = by_rows(out, block), row_axis(out, block) if out.ndim else 0
+    first = 0  # of the file, counted in all of them
+    for path in source:
+        file = _look(path)
+        file.refuse_other_shape(out.shape, axis)
+        stop = first + file.rows(axis)
+        begin, end = max(first, block.start), min(stop, block.stop)
+        if begin < end:
+            values = file.read(axis, begin - first, end - first)
+            values = converted(values, out.dtype, casting, str(file.path), sized=True)
+            part = rows[begin - block.start : end - block.start]
+            np.copyto(part, np.moveaxis(values, axis, 0) if out.ndim else values, "unsafe")
+        first = stop
+        if first >= block.stop:
+            return
+    raise InvalidArgumentError(
+        f"source has {first} rows in {len(source)} files, the last of them "
+        f"{short(source[-1]) if source else 'none'}, and the target has {block.stop} or more. "
+        "Add the files that are missing, or allocate fewer rows."
+    )
+
+
+_Stamp = tuple[int, int, int, int]  # what changes when another file is put in a file's place
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The header of a `.npy` file.
+
+    Attributes:
+        path: Of the file.
+        stamp: Of the file when its header was read.
+        shape: Elements along each axis.
+        dtype: Of one element.
+        order: The memory order, "C" or "F".
+        offset: The byte at which the data begins.
+    """
+
+    path: Path
+    stamp: _Stamp
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: Literal["C", "F"]
+    offset: int
+
+    def rows(self, axis: int) -> int:
+        """Return how many rows it has; 1 if it is a 0-d array."""
+        return self.shape[axis] if self.shape else 1
+
+    def refuse_other_shape(self, wanted: tuple[int, ...], axis: int) -> None:
+        """Refuse rows of another shape than those of a block.
+
+        Raises:
+            InvalidArgumentError: They are.
+        """
+        if _without(self.shape, axis) != _without(wanted, axis):
+            raise InvalidArgumentError(
+                f"{self.path} has shape {self.shape}, with its rows along axis {axis}; they do "
+                f"not fit a target whose blocks have shape {wanted}. Choose another file, or "
+                "allocate another shape."
+            )
+
+    def read(self, axis: int, start: int, stop: int) -> NDArray[Any]:
+        """Read some of the rows.
+
+        Where they lie along the fast axis of the file, they are read in as many pieces as
+        there are elements in a row.
+
+        Returns:
+            Shape (..., stop - start, ...), the rows along `axis`; in the file's order.
+        """
+        others = math.prod(_without(self.shape, axis) or ())
+        slow = not self.shape or (axis == 0) == (self.order == "C")
+        pieces, row_bytes = (1, others) if slow else (others, 1)
+        row_bytes *= self.dtype.itemsize
+        data = np.empty((pieces, (stop - start) * row_bytes), np.uint8)
+        with self._opened() as descriptor:
+            for number, piece in enumerate(data):
+                row = number * self.rows(axis) + start
+                if read_into(descriptor, piece, self.offset + row * row_bytes) < len(piece):
+                    raise _changed(self.path)
+        shape = list(self.shape)
+        if shape:
+            shape[axis] = stop - start
+        return np.ndarray(shape, self.dtype, data.data, order=self.order)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        real = Path(os.path.realpath(self.path))
+        try:
+            # First: what is found beside it then vouches for this file, or for a later one.
+            with opened(real) as descriptor:
+                if _stamp(os.fstat(descriptor)) != self.stamp:
+                    raise _changed(self.path)
+                _refuse_unfinished(real)
+                yield descriptor
+        except FlowmapError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "cannot read the source", self.path) from error
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...] | None:
+    """Return the shape of one row; None for that of a 0-d array, which fits no other."""
+    if not shape:
+        return None
+    return shape[1:] if axis == 0 else shape[:-1]
+
+
+def _look(path: str | os.PathLike[str]) -> _File:
+    """Return the header of a file, read once as long as the file is the same."""
+    where = rooted(path)
+    try:
+        found = where.stat()
+    except OSError as error:
+        raise storage_error(error, "cannot find the source", where) from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"source is {short(path)}, which names no file.") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidArgumentError(f"{where} is no regular file; name a .npy file.")
+    return _read_header(where, _stamp(found))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _read_header(path: Path, stamp: _Stamp) -> _File:
+    try:
+        mapped = npy_format.open_memmap(path, mode="r")  # which unpickles nothing
+    except OSError as error:
+        raise storage_error(error, "cannot read the source", path) from error
+    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+        raise InvalidArgumentError(
+            f"{path} cannot be copied from: {said(error)}. Name a whole .npy file, without "
+            "Python objects."
+        ) from error
+    order: Literal["C", "F"] = "C" if mapped.flags.c_contiguous else "F"
+    return _File(path, stamp, mapped.shape, mapped.dtype, order, mapped.offset)
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path) -> StorageError:
+    message = "was changed or replaced while it was copied; let it rest, and run again"
+    return StorageError(errno.EBUSY, message, str(path))
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Refuse a target that still has rows that nobody wrote, itself for one."""
+    try:
+        target = open_target(path)
+    except ForeignFileError:  # any other .npy file
+        return
+    left = len(target.pending())
+    if left:
+        raise InvalidArgumentError(
+            f"{path} is a target of which {left} of {len(target.segments)} segments are not "
+            "done. Fill and validate it first; a target cannot be copied into itself."
+        )
