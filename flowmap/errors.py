@@ -73,6 +73,10 @@ class FillerNotFoundError(InvalidArgumentError):
     """No filler can be found under this name, or what is there is not marked `@filler`."""
 
 
+class FillerRefusedError(InvalidArgumentError):
+    """A deployed run may not import this filler: whoever runs the worker did not allow it."""
+
+
 class TargetExistsError(FlowmapError, FileExistsError):
     """Something is at the path already.
 

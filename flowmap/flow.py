@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from prefect import get_run_logger, runtime
@@ -14,11 +14,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BeforeValidator, Field
 
 from flowmap.artifacts import ProgressBar, publish_summary
+from flowmap.closing import close_dead_run
 from flowmap.errors import InvalidArgumentError
 from flowmap.executors import executor as open_executor
 from flowmap.executors import failed, refuse_other_work
 from flowmap.fillers import mark_of
-from flowmap.lease import Lease, leased
+from flowmap.lease import Lease, dead_run, leased
 from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
@@ -27,6 +28,8 @@ from flowmap.tasks import alloc_task, fill_task, validate_task
 from flowmap.work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flowmap.segments import Segment
     from flowmap.target import Target
 
@@ -62,7 +65,8 @@ def _path_name(path: Any) -> Any:
 FillerName = Annotated[str, BeforeValidator(_filler_name)]
 PathName = Annotated[str, BeforeValidator(_path_name)]
 DTypeName = Annotated[str | list[Any], BeforeValidator(_dtype_name)]
-
+Length = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 _CONVERT = {"path": _path_name, "filler": _filler_name, "dtype": _dtype_name}
 
@@ -78,17 +82,24 @@ class _PlainFlow(Flow[..., ValidationReport]):
         return super().serialize_parameters(plain)
 
 
-def _fill_array(
+def _plain_flow(function: Callable[..., ValidationReport]) -> _PlainFlow:
+    # A serving process pickles the function by value, without the names of its annotations.
+    function.__annotations__ = get_type_hints(function, include_extras=True)
+    return _PlainFlow(function, name="fill-array")
+
+
+@_plain_flow
+def fill_array(
     path: PathName,
-    shape: int | list[int] = 1_000_000,
+    shape: Length | list[Length] = 1_000_000,
     dtype: DTypeName = "<f8",
-    filler: FillerName = "flowmap.fillers:arange",
+    filler: FillerName = "arange",
     arguments: dict[str, Any] | None = None,
-    segments: Annotated[int, Field(ge=1)] | None = None,
-    block_rows: Annotated[int, Field(ge=1)] | None = None,
+    segments: Count | None = None,
+    block_rows: Count | None = None,
     durability: Literal["segment", "end"] = "segment",
     executor: Literal["processes", "threads"] = "processes",
-    workers: Annotated[int, Field(ge=1)] | None = None,
+    workers: Count | None = None,
     exist: Literal["resume", "error", "overwrite"] = "resume",
     fortran_order: bool = False,
     reserve: bool = True,
@@ -101,26 +112,32 @@ def _fill_array(
     parameters fills only what is missing.
 
     Args:
-        path: Of the .npy file. Its folder must exist.
-        shape: Elements along each axis, as a number or a list.
+        path: Of the .npy file, in a folder that exists. A relative one is taken from
+            FLOWMAP_ROOT, where the worker has it set, and refused where it has not.
+        shape: Elements along each axis: a number, or a list of numbers.
         dtype: Of one element: "<f8", or a list of fields [["t", "<f8"], ["v", "<f4", [3]]].
-        filler: Computes the rows: "package.module:function", marked with @flowmap.filler.
-        arguments: The filler's arguments by name.
-        segments: How many task runs; chosen from the size if left empty.
-        block_rows: Rows computed at once; about a mebibyte if left empty.
-        durability: "segment" syncs each segment, "end" syncs once, for very many small ones.
-        executor: Where fillers run: worker processes, or threads of the flow's process.
-        workers: How many; one a processor if left empty.
-        exist: If the file exists: go on with the same job, refuse, or replace it.
-        fortran_order: Whether the last axis is the slow one.
-        reserve: Whether to reserve the disk space at the start.
-        checkpoint_seconds: Seconds between syncs within a segment.
+        filler: Computes the rows: arange, constant, copy, linspace or random; or a function
+            "package.module:function" marked with @flowmap.filler, which the worker allows
+            with FLOWMAP_FILLERS.
+        arguments: The filler's arguments by name, for arange {"start": 0, "step": 1}.
+        segments: How many task runs. None: chosen from the size.
+        block_rows: Rows that the filler computes at once. None: about a mebibyte; give 1
+            where a row takes minutes.
+        durability: When data is safe from a power cut: "segment" syncs each segment as it is
+            done, "end" all at once, for very many small ones.
+        executor: Where the filler runs: in worker processes, or in threads of the flow's own.
+        workers: How many processes or threads. None: one a processor.
+        exist: If the file exists already: resume the same job, report an error, or overwrite.
+        fortran_order: Whether the last axis is the slow one, as in Fortran.
+        reserve: Whether to reserve the disk space at the start, so that it cannot run out.
+        checkpoint_seconds: Seconds between syncs within a segment: what a power cut costs.
         finite: Whether NaNs and infinities in the result are a fault.
 
     Returns:
         The report of the validation, which passed.
 
     Raises:
+        FillerRefusedError: A deployed run may not have this filler.
         SegmentsFailedError: Some segments failed; the message names them.
         ValidationFailed: The file is not what it should be.
         FlowmapError: As `flowmap.allocate` and `flowmap.fill`.
@@ -141,10 +158,13 @@ def _fill_array(
     )
     refuse_other_work(target, Work.of(filler, arguments))
     parameters = {"filler": filler, "arguments": arguments or {}}
-    name = f"{runtime.flow_run.name} ({runtime.flow_run.id})"
-    with leased(target.job, name) as lease:
+    dead = dead_run(target.job)
+    if dead is not None:
+        close_dead_run(target, dead)
+    run = runtime.flow_run.id
+    with leased(target.job, f"{runtime.flow_run.name} ({run})", run) as lease:
         _fill_pending(target, lease, parameters, executor, workers)
-    report = validate_task(target, finite=finite)
+        report = validate_task(target, finite=finite)
     publish_summary(target, report)
     return report
 
@@ -185,6 +205,3 @@ def _fill_pending(
     if failures:
         raise failed(failures, len(target.segments), target)
     get_run_logger().info("%d segments were filled", len(pending))
-
-
-fill_array = _PlainFlow(_fill_array, name="fill-array")

@@ -95,7 +95,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def leased(job: Job, name: str) -> Iterator[Lease]:
+def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
     """Hold the lease of a job for a `with` block.
 
     A lease whose process is dead on this host is void at once; any other when it has not
@@ -104,6 +104,7 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
     Args:
         job: The job.
         name: Of the run, which a second run is told.
+        run: What identifies the run to whatever orchestrates it; see `dead_run`.
 
     Raises:
         JobBusyError: Another run has the job.
@@ -119,6 +120,7 @@ def leased(job: Job, name: str) -> Iterator[Lease]:
         "job": job.id,
         "token": secrets.token_hex(16),
         "name": name,
+        "run": run,
         "host": socket.gethostname(),
         "machine": _machine(),
         "pid": os.getpid(),
@@ -157,14 +159,34 @@ def _take(job: Job, document: dict[str, Any]) -> None:
         raise storage_error(error, doing, sidecar.run) from error
 
 
-def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
-    if found is None or found.get("job") != job.id:
-        return
+def dead_run(job: Job) -> str | None:
+    """Return what identifies the run that died with the lease of a job, if one did.
+
+    Raises:
+        StorageError: The lease cannot be read.
+    """
+    path = Sidecar.of(job.path).run
+    try:
+        found = _read(path)
+    except OSError as error:
+        raise storage_error(error, "cannot read the lease of the run", path) from error
+    if found is None or found["job"] != job.id or _is_live(found):
+        return None
+    return str(found.get("run") or "") or None
+
+
+def _is_live(found: dict[str, Any]) -> bool:
     age = time.time() - found["refreshed"]
     if not -TERM < age < TERM:  # stamped by a clock that is far ahead: it would hold till then
+        return False
+    here = found["machine"] == _machine()
+    return not here or _started(found["pid"]) == found["process_started"]
+
+
+def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
+    if found is None or found["job"] != job.id or not _is_live(found):
         return
-    if found["machine"] == _machine() and _started(found["pid"]) != found["process_started"]:
-        return
+    age = time.time() - found["refreshed"]
     raise JobBusyError(
         f"The run {found['name']} is filling {job.path} (process {found['pid']} on "
         f"{found['host']}, sign of life {max(age, 0):.0f} s ago). Wait for it to end, or end "

@@ -7,13 +7,22 @@ calls for every segment.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
-from flowmap.errors import FillerError, NotFoundError, StorageError, WrongTypeError
+from flowmap.deployed import check_filler, place
+from flowmap.errors import (
+    FillerError,
+    NotFoundError,
+    StoppedError,
+    StorageError,
+    WrongTypeError,
+)
 from flowmap.segments import Segment
 from flowmap.storage import PAGE, available_cpus
 from flowmap.target import Target, open_target
@@ -63,6 +72,12 @@ def _run_name(parameters: dict[str, Any]) -> str:
     return segment.name if isinstance(segment, Segment) else "fill"
 
 
+def _check_segment(segment: Any) -> None:
+    """Refuse a segment of a target that the run may not have; what is none is told later."""
+    if isinstance(segment, Segment):
+        place(segment.path)
+
+
 _SEGMENT_RUN: Final[dict[str, Any]] = {
     "task_run_name": _run_name,
     "persist_result": False,
@@ -73,6 +88,14 @@ _SEGMENT_RUN: Final[dict[str, Any]] = {
     "retry_condition_fn": _worth_a_retry,
 }
 """How Prefect runs the task of one segment."""
+
+
+def _placed(target: Target | str | os.PathLike[str]) -> Target:
+    """Return a target, or open it by its path, if a run may have it."""
+    if isinstance(target, Target):
+        place(target.path)
+        return target
+    return open_target(place(target))
 
 
 @task(name="allocate", task_run_name="allocate", persist_result=False, cache_policy=NO_CACHE)
@@ -95,7 +118,9 @@ def alloc_task(
     """Allocate a target, as `flowmap.allocate` does.
 
     Args:
-        path: Of the `.npy` file. Its folder must exist.
+        path: Of the `.npy` file. Its folder must exist. With `FLOWMAP_ROOT` set a relative
+            path is taken from there, and none may lead out; without it a deployed run
+            refuses relative paths.
         shape: Elements along each axis.
         dtype: Of one element.
         fortran_order: Whether the last axis is the slow one.
@@ -106,17 +131,19 @@ def alloc_task(
         align: Bytes that segment boundaries are rounded to.
         durability: "segment" or "end".
         checkpoint_seconds: Seconds between syncs within a segment.
-        filler: Pins the job to this filler.
+        filler: Pins the job to this filler. In a deployed run one that is named in text must
+            be published, or lie beneath `FLOWMAP_FILLERS`.
         arguments: The filler's arguments, pinned with it.
 
     Returns:
         The target, new or attached to.
 
     Raises:
-        FlowmapError: As `flowmap.allocate`.
+        FlowmapError: As `flowmap.allocate`; and when the run may not have the path or filler.
     """
+    check_filler(filler)
     target = allocate(
-        path,
+        place(path),
         shape,
         dtype,
         fortran_order=fortran_order,
@@ -145,7 +172,7 @@ def pending_task(target: Target | str | os.PathLike[str]) -> list[Segment]:
     Raises:
         FlowmapError: There is no such target, or its ledger cannot be read.
     """
-    return (target if isinstance(target, Target) else open_target(target)).pending()
+    return _placed(target).pending()
 
 
 @task(name="fill", **_SEGMENT_RUN)
@@ -178,10 +205,16 @@ def fill_task(
             f"executor is {executor!r}; it takes an open one, as in: with "
             'flowmap.executor("processes") as pool: f.map(..., executor=unmapped(pool)).'
         )
+    _check_segment(segment)
+    check_filler(filler)
     work = Work.of(filler, arguments)
-    if executor is not None:
+    if executor is None:
+        return _fill_in_place(segment, work)
+    try:
         return executor.submit(fill_work, segment, work).result()
-    return _fill_in_place(segment, work)
+    except (CancelledError, StoppedError):  # the run is being ended, and no segment failed
+        ended: Any = Cancelled(message="The run was ended; what the segment has is kept.")
+        return cast("SegmentRecord", ended)
 
 
 @task(name="write", **_SEGMENT_RUN)
@@ -206,6 +239,7 @@ def write_task(
     Raises:
         FlowmapError: As `flowmap.write_segment`.
     """
+    _check_segment(segment)
     return write_segment(segment, values, casting=casting, replace=replace)
 
 
@@ -234,7 +268,7 @@ def validate_task(
         ValidationFailed: It is not; `error.report` says what is missing or bad.
         FlowmapError: As `flowmap.validate`.
     """
-    report = validate(target, check=check, finite=finite, mark=mark, mixed=mixed)
+    report = validate(_placed(target), check=check, finite=finite, mark=mark, mixed=mixed)
     report.raise_if_bad()
     get_run_logger().info("%s", report)
     return report

@@ -19,7 +19,7 @@ from concurrent.futures import (
 )
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from loky.process_executor import ProcessPoolExecutor
+from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, WorkerDiedError, cut
 from flowmap.segments import Segment
@@ -46,8 +46,14 @@ class Threads(ThreadPoolExecutor):
         self._stop = threading.Event()
         super().__init__(workers, "flowmap", initializer=STOP.set, initargs=(self._stop,))
 
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in the next thread that is free."""
+        if self._stop.is_set():
+            raise CancelledError
+        return super().submit(fn, *args, **kwargs)
+
     def end(self) -> None:
-        """Cancel what waits, and wait for the blocks in hand."""
+        """Cancel what waits and what comes, and wait for the blocks in hand."""
         self._stop.set()
         self.shutdown(cancel_futures=True)
 
@@ -68,12 +74,15 @@ class Processes(Executor):
         self._pools: set[ProcessPoolExecutor] = set()
         self._guard = threading.Lock()
         self._ended = False
+        self._cancelled = False
         for _ in range(workers):
             self._idle.put(None)
         self._threads = ThreadPoolExecutor(workers, "flowmap")
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in the next worker that is free."""
+        if self._cancelled:
+            raise CancelledError
         return self._threads.submit(self._run, fn, *args, **kwargs)
 
     def _run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -86,6 +95,8 @@ class Processes(Executor):
                 pool = pool or self._start()
                 try:
                     result: T = pool.submit(fn, *args, **kwargs).result()
+                except ShutdownExecutorError:  # by end()
+                    raise CancelledError from None
                 except BrokenExecutor as error:
                     death = error
                     self._forget(pool)
@@ -128,7 +139,8 @@ class Processes(Executor):
             self._end_pools(kill=False)
 
     def end(self) -> None:
-        """Cancel what waits, and kill the workers."""
+        """Cancel what waits and what comes, and kill the workers."""
+        self._cancelled = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._end_pools(kill=True)
         self._threads.shutdown()

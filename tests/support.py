@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,16 @@ def in_blocks(
         rows = slice(block.start, block.stop)
         whole[((..., rows) if fortran_order else rows) if shape else ...] = out
     return whole
+
+
+@flowmap.filler(volatile=("secret",))
+def gated(
+    out: NDArray[Any], block: Block, *, gate: str, after: int = 0, secret: str = ""
+) -> None:
+    """Fill like `ramp`; rows from `after` on wait for a file to be there."""
+    while block.stop > after and not Path(gate).exists():
+        time.sleep(0.05)
+    out[...] = rows(block)
 
 
 def logged_rows(log: Path) -> list[int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shutil
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from prefect_layer.conftest import start_run, until
 
 import flowmap
 
@@ -14,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Page
-    from prefect_layer.conftest import Server
+    from playwright.sync_api import Locator, Page
+    from prefect_layer.conftest import Server, Worker
 
 # Root needs --no-sandbox; the others keep the browser from calling home.
 FLAGS = [
@@ -48,10 +52,85 @@ def test_segment_is_found_by_its_name(server: Server, tmp_path: Path, page: Page
     flowmap.fill_array(str(tmp_path / "out.npy"), shape=120, segments=12, executor="threads")
     run = server.newest_run()["id"]
     server.task_runs(run, 14)
-    page.goto(f"{server.url.removesuffix('/api')}/runs/flow-run/{run}")
+    page.goto(f"{server.ui}/runs/flow-run/{run}")
     page.get_by_text("Task Runs", exact=True).click()
     page.get_by_placeholder("Search by run name").fill("segment 0007")
     expect(page.get_by_role("link", name="segment 0007 [70:80]")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("link", name="segment 0003 [30:40]")).to_have_count(0)
     page.get_by_placeholder("Search by run name").fill("segment")
     expect(page.get_by_text("12 Task runs")).to_be_visible(timeout=30_000)
+
+
+class Form:
+    """The form that starts a run of the deployment."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self.page = page
+        deployment = server.ask(
+            "deployments/filter", deployments={"name": {"any_": ["fill-array"]}}
+        )[0]
+        page.goto(f"{server.ui}/deployments/deployment/{deployment['id']}/run")
+        self.parameters = page.locator(".schema-form-property")
+        count = len(inspect.signature(flowmap.fill_array.fn).parameters)
+        expect(self.parameters).to_have_count(count, timeout=30_000)
+
+    def parameter(self, name: str) -> Locator:
+        """Return the part of the form for one parameter."""
+        label = self.page.locator(".schema-form-property__label")
+        text = re.compile(rf"^{name}( \(Optional\))?$")
+        return self.parameters.filter(has=label.get_by_text(text))
+
+    def submit(self) -> None:
+        """Start the run."""
+        self.page.get_by_role("button", name="Submit").click()
+
+
+@pytest.mark.system("chromium", packages="chromium")
+def test_form_left_as_it_is_but_for_the_path(worker: Worker, page: Page) -> None:
+    """The defaults fill an array of a million numbers."""
+    form = Form(page, worker.server)
+    form.parameter("path").locator("textarea").fill("form.npy")
+    form.submit()
+    path = worker.root / "form.npy"
+    until(path.exists, "the array is there")
+    worker.completed(worker.server.newest_run()["id"])
+    assert np.array_equal(np.load(path), np.arange(1_000_000.0))
+
+
+@pytest.mark.system("chromium", packages="chromium")
+def test_form_explains_itself(worker: Worker, page: Page) -> None:
+    """Every parameter is described, choices are drop-downs, and limits are enforced."""
+    form = Form(page, worker.server)
+    for parameter in form.parameters.all():
+        description = parameter.locator(".schema-form-property__description")
+        expect(description).to_have_text(re.compile(r"\w+ \w+ .*\."))
+    for name, choices in {
+        "durability": ["segment", "end"],
+        "executor": ["processes", "threads"],
+        "exist": ["resume", "error", "overwrite"],
+    }.items():
+        form.parameter(name).get_by_role("button", name=choices[0], exact=True).press("Space")
+        for choice in choices[1:]:
+            expect(page.get_by_text(choice, exact=True)).to_be_visible()
+        page.keyboard.press("Escape")
+    form.parameter("path").locator("textarea").fill("never.npy")
+    segments = form.parameter("segments")
+    segments.get_by_role("button", name="int", exact=True).click()
+    segments.locator("input").fill("0")
+    form.submit()
+    expect(segments.get_by_text("0 is not valid")).to_be_visible()
+    assert not (worker.root / "never.npy").exists()
+
+
+@pytest.mark.system("chromium", packages="chromium")
+def test_cancel_button(worker: Worker, page: Page) -> None:
+    """A run that is cancelled in the UI gives its job back."""
+    arguments = {"gate": str(worker.root / "never.gate")}
+    run = start_run(path="ui.npy", shape=100, filler="support:gated", arguments=arguments)
+    lease = worker.root / "ui.npy.flowmap" / "run.json"
+    until(lease.exists, "the run works")
+    page.goto(f"{worker.server.ui}/runs/flow-run/{run}")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel Run").click()
+    assert worker.server.ended(run)["state_type"] == "CANCELLED"
+    assert not lease.exists()

@@ -1,0 +1,230 @@
+"""The flow deployed: a real server, a real process worker, Prefect's own command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from prefect_layer.conftest import BIN, ROOT, parameters, prefect, start_run, until
+
+import flowmap
+
+if TYPE_CHECKING:
+    from prefect_layer.conftest import Server, Worker
+
+RECORD = [["t", "<f8"], ["v", "<f4", [3]]]
+
+
+def lease_of(path: Path) -> dict[str, Any] | None:
+    """Return what the lease of a job says, if it is held."""
+    lease = path.with_name(f"{path.name}.flowmap") / "run.json"
+    try:
+        document: dict[str, Any] = json.loads(lease.read_text())
+    except FileNotFoundError:
+        return None
+    return document
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes that descend from one, itself included."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        if fields[0] not in "ZX":
+            parents[int(stat.parent.name)] = int(fields[1])
+    found = {pid} & set(parents)
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def start_gated(worker: Worker, name: str) -> tuple[str, Path, Path]:
+    """Start a run that fills four of its ten segments and then waits at a gate."""
+    path, gate = worker.root / name, worker.root / f"{name}.gate"
+    arguments = {"gate": str(gate), "after": 40}
+    run = start_run(
+        path=name, shape=100, segments=10, filler="support:gated", arguments=arguments
+    )
+
+    def four_done() -> bool:
+        return lease_of(path) is not None and len(flowmap.open_target(path).pending()) == 6
+
+    until(four_done, "four segments are done")
+    return run, path, gate
+
+
+class TestStarting:
+    """Each way to start a run ends with the right file."""
+
+    @pytest.mark.parametrize("name", ["fill-array/fill-array", "fill-array"])
+    def test_from_the_command_line(self, worker: Worker, name: str) -> None:
+        """`prefect deployment run`, with the flow's name and literally without a slash."""
+        path = worker.root / f"{name.replace('/', '-')}.npy"
+        run = start_run(
+            name,
+            path=str(path),
+            shape=[300, 4],
+            dtype="<i4",
+            filler="flowmap.fillers:arange",
+            arguments={"start": 5},
+            segments=6,
+        )
+        worker.completed(run)
+        expected = np.repeat(np.arange(5, 305, dtype="<i4")[:, np.newaxis], 4, axis=1)
+        assert np.array_equal(np.load(path), expected)
+        names = set(worker.server.task_runs(run, 8))
+        assert {s.name for s in flowmap.open_target(path).segments} < names
+
+    def test_own_filler_and_record_dtype(self, worker: Worker) -> None:
+        """A filler that the worker allows, its file under the worker's root."""
+        run = start_run(path="ramp.npy", shape=1000, filler="support:ramp", executor="threads")
+        worker.completed(run)
+        assert np.array_equal(np.load(worker.root / "ramp.npy"), np.sqrt(np.arange(1000.0)))
+        run = start_run(path="rows.npy", shape=10, dtype=RECORD, filler="constant")
+        worker.completed(run)
+        assert np.load(worker.root / "rows.npy").dtype == np.dtype(
+            [("t", "<f8"), ("v", "<f4", (3,))]
+        )
+
+
+class TestRefusals:
+    """What a deployed run may not do, and whom it tells what to set."""
+
+    def test_path_outside_the_root(self, worker: Worker, tmp_path: Path) -> None:
+        """Neither a file nor its sidecar appears outside of FLOWMAP_ROOT."""
+        message = worker.failed(start_run(path=str(tmp_path / "out.npy")))
+        assert "leads out of" in message
+        assert "export FLOWMAP_ROOT=" in message
+        assert list(tmp_path.iterdir()) == []
+
+    def test_filler_that_is_not_allowed(self, worker: Worker) -> None:
+        """Its module is not even imported, and nothing is allocated."""
+        trap = worker.modules / "trap.py"
+        trap.write_text("import pathlib\npathlib.Path(__file__ + '.sprung').touch()\n")
+        message = worker.failed(start_run(path="no.npy", filler="trap:fill"))
+        assert "export FLOWMAP_FILLERS=trap" in message
+        assert "some.package, support" in message, "what is set now"
+        assert list(worker.modules.iterdir()) == [trap]
+        assert not (worker.root / "no.npy").exists()
+
+    def test_impossible_parameters(self, worker: Worker) -> None:
+        """What the form would not take, the server refuses before there is a run."""
+        for wrong in ({"segments": 0}, {"executor": "fork"}, {"shape": [-1]}, {"exist": "w"}):
+            done = prefect(
+                "deployment",
+                "run",
+                "fill-array/fill-array",
+                *parameters({"path": "x", **wrong}),
+            )
+            assert done.returncode != 0, wrong
+            assert "Validation failed" in done.stdout + done.stderr, wrong
+
+
+class TestEnding:
+    """Runs that are cancelled, killed, or started twice."""
+
+    def test_cancelled_run(self, worker: Worker) -> None:
+        """No process is left, and no lease; running it again does the rest."""
+        run, path, gate = start_gated(worker, "cancelled.npy")
+        lease = lease_of(path)
+        assert lease is not None
+        processes = descendants(lease["pid"])
+        assert len(processes) > 1
+        done = prefect("flow-run", "cancel", run)
+        assert done.returncode == 0, done.stderr
+        assert worker.server.ended(run)["state_type"] == "CANCELLED"
+        until(lambda: not any(map(descendants, processes)), "its processes have ended")
+        assert lease_of(path) is None
+        states = {name: r["state_type"] for name, r in worker.server.task_runs(run, 7).items()}
+        assert set(states.values()) == {"COMPLETED", "CANCELLED"}, states
+
+        gate.touch()
+        again = start_run(**worker.server.ended(run)["parameters"])
+        worker.completed(again)
+        names = [n for n in worker.server.task_runs(again, 8) if n.startswith("segment")]
+        assert len(names) == 6
+        assert np.array_equal(np.load(path), np.sqrt(np.arange(100.0)))
+
+    def test_killed_run(self, worker: Worker) -> None:
+        """The next run does what is missing, and closes what Prefect shows as Running."""
+        run, path, gate = start_gated(worker, "killed.npy")
+        lease = lease_of(path)
+        assert lease is not None
+        workers = descendants(lease["pid"]) - {lease["pid"]}
+        worker.server.task_runs(run, 5, ("COMPLETED",))
+        os.kill(lease["pid"], signal.SIGKILL)
+        assert worker.server.ended(run)["state_type"] == "CRASHED"
+        until(lambda: not any(map(descendants, workers)), "its workers have ended")
+        assert lease_of(path) is not None, "nobody was left to give it back"
+        left = worker.server.task_runs(run, 1, ("RUNNING",))
+
+        gate.touch()
+        again = start_run(**worker.server.ended(run)["parameters"])
+        worker.completed(again)
+        assert np.array_equal(np.load(path), np.sqrt(np.arange(100.0)))
+        names = [n for n in worker.server.task_runs(again, 8) if n.startswith("segment")]
+        assert len(names) == 6
+        states = {
+            n: r["state_type"] for n, r in worker.server.task_runs(run, len(left)).items()
+        }
+        done = {segment.name for segment in flowmap.open_target(path).segments[:4]}
+        assert {n for n, state in states.items() if state == "COMPLETED"} == done | {"allocate"}
+        assert {state for n, state in states.items() if n not in done} >= {"CRASHED"}
+
+    def test_two_runs_of_one_job(self, worker: Worker) -> None:
+        """One works; the other is refused with the name of the first."""
+        run, path, gate = start_gated(worker, "twice.npy")
+        first = worker.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
+        message = worker.failed(start_run(**first["parameters"]))
+        assert f"The run {first['name']} ({run}) is filling {path}" in message
+        gate.touch()
+        worker.completed(run)
+        assert np.array_equal(np.load(path), np.sqrt(np.arange(100.0)))
+
+
+def test_logs_hold_no_parameters(worker: Worker) -> None:
+    """What is logged, the state's message included, repeats no argument of a filler."""
+    run = start_run(
+        path="secret.npy",
+        shape=100,
+        filler="support:gated",
+        arguments={"gate": "/dev/null", "secret": "hunter2"},
+    )
+    worker.completed(run)
+    other = {"gate": "/dev/zero", "secret": "hunter3"}
+    message = worker.failed(
+        start_run(path="secret.npy", shape=100, filler="support:gated", arguments=other)
+    )
+    assert "/dev/zero" in message, "what differs is told"
+    logs = until(lambda: worker.server.logs(run), "the logs have arrived")
+    assert "secret.npy" in logs
+    assert "hunter" not in logs + message
+    sidecar = worker.root / "secret.npy.flowmap"
+    assert all(b"hunter" not in file.read_bytes() for file in sidecar.iterdir())
+
+
+def test_deploying_asks_nothing(server: Server, pool: str) -> None:
+    """In a terminal, where Prefect would ask, `prefect deploy --all` asks nothing."""
+    ours, theirs = pty.openpty()
+    command = ["timeout", "60", str(BIN / "prefect"), "deploy", "--all"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as run:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says when the terminal has closed
+            while more := os.read(ours, 4096):
+                shown += more
+    os.close(ours)
+    assert run.returncode == 0, shown.decode()
+    assert b"successfully created" in shown
+    assert b"?" not in shown
