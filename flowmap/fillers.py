@@ -78,7 +78,8 @@ def filler(
         function: The function.
         version: Part of the work's fingerprint: change it when what is computed changes,
             so that rows of the old version are not mixed with the new.
-        volatile: Names of arguments that do not change what is computed (`log`, `verbose`).
+        volatile: Names of arguments that do not change what is computed (`log`, `password`).
+            They are neither part of the fingerprint nor recorded, nor told in errors.
 
     Returns:
         The function itself, marked.

@@ -156,8 +156,9 @@ def fill_array(
         filler=filler,
         arguments=arguments,
     )
-    refuse_other_work(target, Work.of(filler, arguments))
-    parameters = {"filler": filler, "arguments": arguments or {}}
+    work = Work.of(filler, arguments)
+    refuse_other_work(target, work)
+    parameters = {"filler": work.function, "arguments": work.arguments}
     dead = dead_run(target.job)
     if dead is not None:
         close_dead_run(target, dead)

@@ -71,7 +71,12 @@ class Work:
         return cls(function, chosen, mark.name, mark.version, fingerprint)
 
     def describe(self) -> dict[str, Any]:
-        """Return what is recorded of it, as JSON values; its source is for people only."""
+        """Return what is recorded of it, as JSON values; its source is for people only.
+
+        Volatile arguments are left out: they are the place for a password, and differ
+        between attempts at the same work.
+        """
+        volatile = mark_of(self.function).volatile
         try:
             source = inspect.getsource(inspect.unwrap(self.function))
         except (OSError, TypeError):
@@ -79,7 +84,11 @@ class Work:
         return {
             "filler": self.name,
             "version": self.version,
-            "arguments": {name: short(value, 10_000) for name, value in self.arguments.items()},
+            "arguments": {
+                name: short(value, 10_000)
+                for name, value in self.arguments.items()
+                if name not in volatile
+            },
             "fingerprint": self.fingerprint,
             "source": source,
         }

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +29,23 @@ if __name__ == "__main__":
 """
 
 
+SETTINGS = """
+from flowmap.recording import record_in_batches
+from prefect.settings import get_current_settings
+
+record_in_batches()
+services = get_current_settings().server.services
+recorder, persister = services.task_run_recorder, services.event_persister
+print(recorder.batch_size, recorder.read_batch_size, recorder.flush_interval)
+print(persister.batch_size, persister.read_batch_size)
+"""
+
+TOML = """
+[server.services.task_run_recorder]
+batch_size = 7
+"""
+
+
 def recorded(home: Path) -> Counter[str]:
     """Return how many task runs the server left in which state."""
     with sqlite3.connect(home / "prefect.db") as database:
@@ -37,25 +53,36 @@ def recorded(home: Path) -> Counter[str]:
         return Counter(dict(rows.fetchall()))
 
 
-@pytest.mark.parametrize(
-    "chosen", [{}, {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "7"}]
-)
-def test_embedded_server_records_every_segment(tmp_path: Path, chosen: dict[str, str]) -> None:
-    """From any folder, with no settings but those of the user, all runs of a fast flow."""
-    home = tmp_path / "home"
-    script = tmp_path / "sweep.py"
-    script.write_text(OWN_FLOW)
+def python(
+    arguments: list[str], cwd: Path, settings: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with a home of its own and no settings but those given."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "out.npy")],
-        env=environment
-        | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "0"}
-        | chosen,
-        cwd=tmp_path,
+    own = {"PREFECT_HOME": str(cwd / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "0"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment | own | settings,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def test_embedded_server_records_every_segment(tmp_path: Path) -> None:
+    """From any folder, without any settings, all task runs of a fast flow."""
+    script = tmp_path / "sweep.py"
+    script.write_text(OWN_FLOW)
+    done = python([str(script), "out.npy"], tmp_path, {})
     assert done.returncode == 0, done.stderr
-    assert recorded(home) == {"COMPLETED": 302}
+    assert recorded(tmp_path / "home") == {"COMPLETED": 302}
+
+
+def test_settings_of_the_user_stay(tmp_path: Path) -> None:
+    """What a file or the environment sets is not set anew."""
+    (tmp_path / "prefect.toml").write_text(TOML)
+    mine = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "9"}
+    done = python(["-c", SETTINGS], tmp_path, mine)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["7", "200", "1.0", "9", "200"]

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 from prefect_layer.conftest import start_run, until
 
-import flowmap
+from flowmap import fill_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def page() -> Iterator[Page]:
 @pytest.mark.system("chromium", packages="chromium")
 def test_segment_is_found_by_its_name(server: Server, tmp_path: Path, page: Page) -> None:
     """The search of a run's task runs leads to one segment, with its state."""
-    flowmap.fill_array(str(tmp_path / "out.npy"), shape=120, segments=12, executor="threads")
+    fill_array(str(tmp_path / "out.npy"), shape=120, segments=12, executor="threads")
     run = server.newest_run()["id"]
     server.task_runs(run, 14)
     page.goto(f"{server.ui}/runs/flow-run/{run}")
@@ -71,7 +71,7 @@ class Form:
         )[0]
         page.goto(f"{server.ui}/deployments/deployment/{deployment['id']}/run")
         self.parameters = page.locator(".schema-form-property")
-        count = len(inspect.signature(flowmap.fill_array.fn).parameters)
+        count = len(inspect.signature(fill_array.fn).parameters)
         expect(self.parameters).to_have_count(count, timeout=30_000)
 
     def parameter(self, name: str) -> Locator:
@@ -131,6 +131,6 @@ def test_cancel_button(worker: Worker, page: Page) -> None:
     until(lease.exists, "the run works")
     page.goto(f"{worker.server.ui}/runs/flow-run/{run}")
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel Run").click()
+    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     assert worker.server.ended(run)["state_type"] == "CANCELLED"
     assert not lease.exists()
