@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 
 import numpy as np
 from markdown_it import MarkdownIt
+from prefect_layer.conftest import BIN, ROOT, prefect
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pytest
     from prefect_layer.conftest import Server
 
-ROOT = Path(__file__).resolve().parents[2]
+
+def executed(command: str) -> str:
+    """Run a command to its end, and return what it printed."""
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def in_background(command: str) -> Iterator[None]:
+    """Keep a command running, as `&` does, and end it and what it started."""
+    process = subprocess.Popen(
+        command, shell=True, start_new_session=True, stdout=DEVNULL, stderr=DEVNULL
+    )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(40)
 
 
 def test_every_snippet_of_the_readme_runs(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader who pastes the snippets in order gets arrays that are right."""
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("PATH", str(BIN), prepend=os.pathsep)
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "1")
+    for file in ("prefect.yaml", "prefect.toml"):
+        shutil.copy(ROOT / file, tmp_path)
     monkeypatch.chdir(tmp_path)
+    prefect("--no-prompt", "work-pool", "delete", "default")  # if other tests made it
+    parsed = MarkdownIt().parse((ROOT / "README.md").read_text())
     printed = ""
-    fences = [
-        t for t in MarkdownIt().parse((ROOT / "README.md").read_text()) if t.type == "fence"
-    ]
-    for fence in fences:
-        if fence.info == "python":
-            name = re.match(r"# (\w+\.py)\n", fence.content)
-            assert name is not None, "the first line of a script is its name"
-            Path(name[1]).write_text(fence.content)
-            continue
-        assert fence.info == "console", f"nothing executes {fence.info!r}"
-        for line in fence.content.splitlines():
-            command = line.removeprefix("$ ")
-            done = subprocess.run(
-                command, shell=True, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-            printed += done.stdout
+    with contextlib.ExitStack() as background:
+        for fence in (token for token in parsed if token.type == "fence"):
+            if fence.info == "python":
+                name = re.match(r"# (\w+\.py)\n", fence.content)
+                assert name is not None, "the first line of a script is its name"
+                Path(name[1]).write_text(fence.content)
+                continue
+            assert fence.info == "console", f"nothing executes {fence.info!r}"
+            for line in fence.content.splitlines():
+                command = line.removeprefix("$ ")
+                if command.endswith(" &"):
+                    background.enter_context(in_background(command.removesuffix(" &")))
+                else:
+                    printed += executed(command)
     assert "squares.npy is valid: digest" in printed
     assert "segment 0002" in printed, "what was reset is missing"
     assert np.load("squares.npy", mmap_mode="r")[-1] == 0.5 * 9_999_999.0**2
     assert np.load("sweep.npy", mmap_mode="r").shape == (1_000_000,)
     assert np.load("table.npy", mmap_mode="r")[-1, 0] == 1999
+    assert np.load("deployed.npy", mmap_mode="r")[-1, 0] == 999
     assert np.array_equal(np.load("twice.npy"), np.tile(np.load("dice.npy"), (2, 1)))
 
 

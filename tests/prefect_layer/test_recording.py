@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from pathlib import Path
 
