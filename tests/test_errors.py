@@ -28,6 +28,7 @@ RESEMBLED: dict[str, tuple[type[Exception], ...]] = {
     "InvalidArgumentError": (ValueError,),
     "WrongTypeError": (TypeError,),
     "FillerNotFoundError": (ValueError,),
+    "FillerRefusedError": (ValueError,),
     "TargetExistsError": (FileExistsError, OSError),
     "ForeignFileError": (FileExistsError, ValueError),
     "OtherJobError": (FileExistsError, ValueError),

@@ -16,9 +16,9 @@ from support import ramp, script, start
 
 import flowmap
 from flowmap import lease
-from flowmap.errors import JobBusyError, OtherJobError
+from flowmap.errors import JobBusyError, OtherJobError, StorageError
 from flowmap.job import Sidecar
-from flowmap.lease import leased
+from flowmap.lease import dead_run, leased
 from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HOLD = """
 import sys, time
 import flowmap
-from flowmap.lease import leased
+from flowmap.lease import dead_run, leased
 with leased(flowmap.open_target(sys.argv[1]).job, "the first run"):
     print("held", flush=True)
     time.sleep(600)
@@ -108,6 +108,46 @@ def test_another_machine_is_believed_until_the_term(target: flowmap.Target) -> N
         flowmap.fill(target, ramp, executor="threads")
     publish_json(run, document(target, refreshed=time.time() - lease.TERM - 1))
     flowmap.fill(target, ramp, executor="threads")
+
+
+class TestDeadRun:
+    """What the next run learns of one that died with the lease."""
+
+    def test_none(self, target: flowmap.Target) -> None:
+        """No lease, one that was given back, or one that lives: nobody died."""
+        assert dead_run(target.job) is None
+        with leased(target.job, "the first run", "its id"):
+            assert dead_run(target.job) is None
+        assert dead_run(target.job) is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"refreshed": 0.0},
+            {"refreshed": time.time() + 1e6},
+            {"machine": lease._machine(), "process_started": 1},
+        ],
+    )
+    def test_void_lease(self, target: flowmap.Target, changes: dict[str, Any]) -> None:
+        """The run of a void lease is named by what identified it."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target, run="its id", **changes))
+        assert dead_run(target.job) == "its id"
+
+    @pytest.mark.parametrize("changes", [{}, {"run": ""}, {"run": None}, {"job": "f" * 32}])
+    def test_run_that_nothing_identifies(
+        self, target: flowmap.Target, changes: dict[str, Any]
+    ) -> None:
+        """`fill()`, an older flowmap and another allocation leave nothing to close."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target, refreshed=0.0, **changes))
+        assert dead_run(target.job) is None
+
+    def test_unreadable_lease(self, target: flowmap.Target) -> None:
+        """A lease that cannot be read is an error, with its path."""
+        Sidecar.of(target.path).run.mkdir()
+        with pytest.raises(StorageError, match="cannot read the lease"):
+            dead_run(target.job)
 
 
 def test_the_lease_of_another_allocation_is_void(target: flowmap.Target) -> None:
