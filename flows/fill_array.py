@@ -1,6 +1,6 @@
 """Run the flow `fill-array` here, serve it, or deploy it to a work pool.
 
-    python flows/fill_array.py --param path=out.npy --param shape=[1000,1000]
+    python flows/fill_array.py --param path=out.npy --param 'shape=[1000,1000]'
     python flows/fill_array.py --serve
     python flows/fill_array.py --deploy default
 
