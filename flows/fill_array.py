@@ -75,6 +75,11 @@ def main() -> None:
     how.add_argument("--serve", action="store_true", help="deploy, and run what is asked for")
     how.add_argument("--deploy", metavar="POOL", help="deploy to a work pool, for its workers")
     asked = parser.parse_args()
+    if asked.param and (asked.serve or asked.deploy):
+        parser.error(
+            "--param goes with neither --serve nor --deploy; give it to "
+            "`prefect deployment run`"
+        )
     if asked.deploy:
         deploy(asked.deploy)
     elif asked.serve:
