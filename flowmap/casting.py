@@ -41,10 +41,13 @@ def converted(
         raise InvalidArgumentError(f"casting is {casting!r}: {error}") from error
     if not castable and not sized and casting == "same_kind":
         castable = array.dtype.kind in "iu" and dtype.kind in "iu"
-    if not castable or not _same_names(array.dtype, dtype):
+    alike = _same_names(array.dtype, dtype)
+    if not castable or not alike:
+        unsafe = alike and casting != "unsafe" and np.can_cast(array.dtype, dtype, "unsafe")
         raise WrongTypeError(
             f"{where}: values of dtype {array.dtype} cannot be cast to {dtype} by the rule "
-            f"{casting!r}. Convert them, or pass casting='unsafe'."
+            f"{casting!r}. "
+            + ("Convert them, or pass casting='unsafe'." if unsafe else "Convert them first.")
         )
     if np.can_cast(array.dtype, dtype, "safe"):
         return array

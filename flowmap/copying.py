@@ -21,6 +21,7 @@ from flowmap.errors import (
     ForeignFileError,
     InvalidArgumentError,
     StorageError,
+    WrongTypeError,
     said,
     short,
     storage_error,
@@ -182,8 +183,10 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...] | None:
     return shape[1:] if axis == 0 else shape[:-1]
 
 
-def _look(path: str | os.PathLike[str]) -> _File:
+def _look(path: Any) -> _File:
     """Return the header of a file, read once as long as the file is the same."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise WrongTypeError(f"source is {short(path)}; it takes the name of a .npy file.")
     where = rooted(path)
     try:
         found = where.stat()
@@ -204,8 +207,8 @@ def _read_header(path: Path, stamp: _Stamp) -> _File:
         raise storage_error(error, "cannot read the source", path) from error
     except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
         raise InvalidArgumentError(
-            f"{path} cannot be copied from: {said(error)}. Name a whole .npy file, without "
-            "Python objects."
+            f"{path} cannot be copied from: {said(error).rstrip('.')}. Name a whole .npy file, "
+            "without Python objects."
         ) from error
     order: Literal["C", "F"] = "C" if mapped.flags.c_contiguous else "F"
     return _File(path, stamp, mapped.shape, mapped.dtype, order, mapped.offset)

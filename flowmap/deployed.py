@@ -9,6 +9,7 @@ whoever runs the program may import what they like.
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect.context import FlowRunContext
@@ -77,9 +78,10 @@ def check_filler(filler: Any) -> None:
     names = published()
     if filler in names.values():
         return
+    allowing = [name for name in prefixes if name] + [cut(module.partition(".")[0])]
     raise FillerRefusedError(
         f"The filler {short(filler)} may not run here: whoever runs the worker must allow its "
-        f"module to deployed runs, as in: export {FILLERS}={cut(module.partition('.')[0])} "
+        f"module to deployed runs, as in: export {FILLERS}={shlex.quote(','.join(allowing))} "
         f"(it is {short(os.environ.get(FILLERS, ''))} now; several are separated by commas). "
         f"Always allowed: {', '.join(sorted(names))}."
     )

@@ -281,11 +281,19 @@ def failed(
             f"{len(ordered)} of {count} segments of {target.path} failed:",
             *lines,
             f"{done} are done. Running the same again fills only those that are missing.",
+            *_other_arguments(target),
         ]
     )
     return SegmentsFailedError(
         message, failures={segment.index: error for segment, error in ordered}
     )
+
+
+def _other_arguments(target: Target) -> list[str]:
+    """Say what a job that is pinned to its work makes of changed arguments."""
+    if target.job.work is None:
+        return []
+    return ["Other arguments are another job: exist='overwrite' begins that anew."]
 
 
 def _reason(segment: Segment, error: BaseException) -> str:

@@ -64,7 +64,8 @@ def _path_name(path: Any) -> Any:
 
 FillerName = Annotated[str, BeforeValidator(_filler_name)]
 PathName = Annotated[str, BeforeValidator(_path_name)]
-DTypeName = Annotated[str | list[Any], BeforeValidator(_dtype_name)]
+Fields = Annotated[list[Any], Field(min_length=1)]
+DTypeName = Annotated[str | Fields, BeforeValidator(_dtype_name)]
 Length = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -119,7 +120,9 @@ def fill_array(
         filler: Computes the rows: arange, constant, copy, linspace or random; or a function
             "package.module:function" marked with @flowmap.filler, which the worker allows
             with FLOWMAP_FILLERS.
-        arguments: The filler's arguments by name, for arange {"start": 0, "step": 1}.
+        arguments: The filler's arguments by name: for arange {"start": 0, "step": 1}, constant
+            {"value": 0}, linspace {"start": 0, "stop": 1, "num": 1000000}, random {"seed": 0},
+            copy {"source": "in.npy"}.
         segments: How many task runs. None: chosen from the size.
         block_rows: Rows that the filler computes at once. None: about a mebibyte; give 1
             where a row takes minutes.
@@ -127,7 +130,8 @@ def fill_array(
             done, "end" all at once, for very many small ones.
         executor: Where the filler runs: in worker processes, or in threads of the flow's own.
         workers: How many processes or threads. None: one a processor.
-        exist: If the file exists already: resume the same job, report an error, or overwrite.
+        exist: If the file exists already: resume the same job, report an error, or overwrite,
+            as other arguments need.
         fortran_order: Whether the last axis is the slow one, as in Fortran.
         reserve: Whether to reserve the disk space at the start, so that it cannot run out.
         checkpoint_seconds: Seconds between syncs within a segment: what a power cut costs.

@@ -1,6 +1,6 @@
 """Run the flow `fill-array` here, serve it, or deploy it to a work pool.
 
-    python flows/fill_array.py --param path=out.npy --param shape=[1000,1000]
+    python flows/fill_array.py --param path=out.npy --param 'shape=[1000,1000]'
     python flows/fill_array.py --serve
     python flows/fill_array.py --deploy default
 
@@ -75,6 +75,11 @@ def main() -> None:
     how.add_argument("--serve", action="store_true", help="deploy, and run what is asked for")
     how.add_argument("--deploy", metavar="POOL", help="deploy to a work pool, for its workers")
     asked = parser.parse_args()
+    if asked.param and (asked.serve or asked.deploy):
+        parser.error(
+            "--param goes with neither --serve nor --deploy; give it to "
+            "`prefect deployment run`"
+        )
     if asked.deploy:
         deploy(asked.deploy)
     elif asked.serve:

@@ -196,7 +196,7 @@ class TestCasting:
                 [("a", "f4"), ("b", "f4")],
                 "unsafe",
                 WrongTypeError,
-                "cast",
+                r"rule 'unsafe'\. Convert them first\.",
             ),
             (np.arange(2), "<f8", "loosely", InvalidArgumentError, "casting is 'loosely'"),
             (np.arange(2), "<f8", 5, InvalidArgumentError, "casting is 5"),
@@ -242,9 +242,10 @@ class TestRefused:
             (["three.npy"] * 2, None, ""),
             (["three.npy", "wide.npy"], InvalidArgumentError, r"wide.npy has shape \(3, 2\)"),
             ([], InvalidArgumentError, "0 rows in 0 files"),
-            (None, WrongTypeError, "path is None"),
-            (["three.npy", 5], WrongTypeError, "path is 5"),
-            (b"three.npy", WrongTypeError, "path is"),
+            (None, WrongTypeError, "source is None"),
+            ("", WrongTypeError, "source is ''"),
+            (["three.npy", 5], WrongTypeError, "source is 5"),
+            (b"three.npy", WrongTypeError, "source is"),
         ],
     )
     def test_source(

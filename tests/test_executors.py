@@ -237,6 +237,25 @@ def test_failing_segments_do_not_stop_the_others(tmp_path: Path, kind: str) -> N
     check_whole(target)
 
 
+def test_arguments_that_fail_are_mended_by_an_overwrite(tmp_path: Path) -> None:
+    """Where the job is pinned to them the message says so; where it is not, others may do."""
+    path, wrong = tmp_path / "out.npy", {"start": 255}
+    asked: dict[str, Any] = {"shape": 9, "dtype": "u1", "segments": 3}
+    pinned = flowmap.allocate(path, **asked, filler="arange", arguments=wrong)
+    with pytest.raises(SegmentsFailedError, match="begins that anew") as caught:
+        flowmap.fill(pinned, "arange", wrong, executor="threads")
+    assert "exist='overwrite'" in str(caught.value)
+    right = {"start": 247}
+    anew = flowmap.allocate(path, **asked, filler="arange", arguments=right, exist="overwrite")
+    assert len(flowmap.fill(anew, "arange", right, executor="threads")) == 3
+
+    free = flowmap.allocate(tmp_path / "free.npy", **asked)
+    with pytest.raises(SegmentsFailedError) as caught:
+        flowmap.fill(free, "arange", wrong, executor="threads")
+    assert "overwrite" not in str(caught.value)
+    assert len(flowmap.fill(free, "arange", right, executor="threads")) == 3
+
+
 def test_many_failures_are_counted(tmp_path: Path) -> None:
     """The message names ten of them; the error holds all."""
     target = make(tmp_path, segments=40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -72,8 +73,23 @@ def test_fillers_beneath_a_prefix(monkeypatch: pytest.MonkeyPatch, prefixes: str
 def test_fillers_elsewhere(monkeypatch: pytest.MonkeyPatch, prefixes: str) -> None:
     """Neither a part of a name nor an empty prefix allows it; the message says what would."""
     monkeypatch.setenv("FLOWMAP_FILLERS", prefixes)
-    with pytest.raises(FillerRefusedError, match=r"export FLOWMAP_FILLERS=lab "):
+    with pytest.raises(FillerRefusedError, match=r"export FLOWMAP_FILLERS=\S*\blab'? "):
         check_filler("lab.fillers.deep:function")
+
+
+@pytest.mark.usefixtures("deployed")
+def test_the_line_that_allows_a_filler_keeps_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever runs it as it stands takes nothing from anyone."""
+    monkeypatch.setenv("FLOWMAP_FILLERS", "orbits, my.fillers")
+    with pytest.raises(FillerRefusedError, match=r"=orbits,my\.fillers,lab ") as caught:
+        check_filler("lab.fillers:function")
+    line = re.search(r"export FLOWMAP_FILLERS=(\S+)", str(caught.value))
+    assert line is not None
+    monkeypatch.setenv("FLOWMAP_FILLERS", line[1])
+    check_filler("lab.fillers:function")
+    check_filler("orbits:kepler")
 
 
 @pytest.mark.usefixtures("deployed")

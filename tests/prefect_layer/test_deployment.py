@@ -50,11 +50,19 @@ def descendants(pid: int) -> set[int]:
 
 
 def start_gated(worker: Worker, name: str) -> tuple[str, Path, Path]:
-    """Start a run that fills four of its ten segments and then waits at a gate."""
+    """Start a run that fills four of its ten segments and then waits at a gate.
+
+    Segments begin in any order. Six wait, so that of seven workers one is left for the four.
+    """
     path, gate = worker.root / name, worker.root / f"{name}.gate"
     arguments = {"gate": str(gate), "after": 40}
     run = start_run(
-        path=name, shape=100, segments=10, filler="support:gated", arguments=arguments
+        path=name,
+        shape=100,
+        segments=10,
+        workers=7,
+        filler="support:gated",
+        arguments=arguments,
     )
 
     def four_done() -> bool:
@@ -113,14 +121,21 @@ class TestRefusals:
         trap = worker.modules / "trap.py"
         trap.write_text("import pathlib\npathlib.Path(__file__ + '.sprung').touch()\n")
         message = worker.failed(start_run(path="no.npy", filler="trap:fill"))
-        assert "export FLOWMAP_FILLERS=trap" in message
+        assert "export FLOWMAP_FILLERS=some.package,support,trap " in message
         assert "some.package, support" in message, "what is set now"
         assert list(worker.modules.iterdir()) == [trap]
         assert not (worker.root / "no.npy").exists()
 
     def test_impossible_parameters(self, worker: Worker) -> None:
         """What the form would not take, the server refuses before there is a run."""
-        for wrong in ({"segments": 0}, {"executor": "fork"}, {"shape": [-1]}, {"exist": "w"}):
+        refused: list[dict[str, Any]] = [
+            {"segments": 0},
+            {"executor": "fork"},
+            {"shape": [-1]},
+            {"exist": "w"},
+            {"dtype": []},
+        ]
+        for wrong in refused:
             done = prefect(
                 "deployment",
                 "run",
@@ -146,7 +161,7 @@ class TestEnding:
         assert worker.server.ended(run)["state_type"] == "CANCELLED"
         until(lambda: not any(map(descendants, processes)), "its processes have ended")
         assert lease_of(path) is None
-        states = {name: r["state_type"] for name, r in worker.server.task_runs(run, 7).items()}
+        states = {name: r["state_type"] for name, r in worker.server.task_runs(run, 11).items()}
         assert set(states.values()) == {"COMPLETED", "CANCELLED"}, states
 
         gate.touch()
@@ -207,7 +222,12 @@ def test_logs_hold_no_parameters(worker: Worker) -> None:
         start_run(path="secret.npy", shape=100, filler="support:gated", arguments=other)
     )
     assert "/dev/zero" in message, "what differs is told"
-    logs = until(lambda: worker.server.logs(run), "the logs have arrived")
+
+    def whole() -> str | None:
+        logs = worker.server.logs(run)
+        return logs if "is valid: digest" in logs else None
+
+    logs = until(whole, "the logs have arrived, the last line but one as well")
     assert "secret.npy" in logs
     assert "hunter" not in logs + message
     sidecar = worker.root / "secret.npy.flowmap"

@@ -100,6 +100,8 @@ def test_run_in_place(server: Server, tmp_path: Path) -> None:
         ["--param", "shape=10"],
         ["--param", "path=out.npy", "--param", "colour=red"],
         ["--pool", "x"],
+        ["--serve", "--param", "path=out.npy"],
+        ["--deploy", "x", "--param", "path=out.npy"],
     ],
 )
 def test_wrong_command_line(tmp_path: Path, wrong: list[str]) -> None:
