@@ -107,7 +107,10 @@ def running(
         yield
     finally:
         process.terminate()
-        process.wait(40)
+        try:
+            process.wait(40)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="session")
