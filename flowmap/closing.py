@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -39,7 +40,8 @@ def close_dead_run(target: Target, run: str) -> None:
     try:
         with get_client(sync_client=True) as client:
             count = _close_task_runs(client, target, UUID(run))
-            _close_flow_run(client, UUID(run))
+            if run != runtime.flow_run.id:  # it was tried again, and lives
+                _close_flow_run(client, UUID(run))
     except Exception as error:  # noqa: BLE001 -- the array matters more than what the UI shows
         get_run_logger().warning("The dead run %s could not be closed: %r", run, error)
     else:
@@ -50,6 +52,9 @@ def _close_task_runs(client: SyncPrefectClient, target: Target, run: UUID) -> in
     pending = {segment.name for segment in target.pending()}
     done = {segment.name for segment in target.segments} - pending
     left = _open_task_runs(client, run)
+    if str(run) == runtime.flow_run.id:  # what this attempt has begun is not of the dead one
+        now = runtime.flow_run.run_count
+        left = [task_run for task_run in left if task_run.flow_run_run_count < now]
     for task_run in left:
         client.set_task_run_state(task_run.id, _end_of(task_run, done), force=True)
     return len(left)

@@ -12,7 +12,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, _deployment_id
 
 from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut, short
 from flowmap.fillers import published
@@ -28,6 +28,8 @@ FILLERS: Final = "FLOWMAP_FILLERS"
 def is_deployed() -> bool:
     """Say whether the current flow run was started through a deployment."""
     if os.environ.get("PREFECT__FLOW_RUN_ID"):  # set by workers, and by a serving process
+        return True
+    if _deployment_id.get():  # of the outermost flow run: a subflow's has none of its own
         return True
     context = FlowRunContext.get()
     run = context.flow_run if context is not None else None
@@ -78,7 +80,12 @@ def check_filler(filler: Any) -> None:
     names = published()
     if filler in names.values():
         return
-    allowing = [name for name in prefixes if name] + [cut(module.partition(".")[0])]
+    if not all(part.isidentifier() for part in module.split(".")):  # no line for a shell
+        raise FillerRefusedError(
+            f"{short(filler)} names no filler; write it as 'package.module:function', with a "
+            f"module that whoever runs the worker allows with {FILLERS}."
+        )
+    allowing = [name for name in prefixes if name] + [cut(module)]
     raise FillerRefusedError(
         f"The filler {short(filler)} may not run here: whoever runs the worker must allow its "
         f"module to deployed runs, as in: export {FILLERS}={shlex.quote(','.join(allowing))} "

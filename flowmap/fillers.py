@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 import numpy as np
@@ -194,8 +195,8 @@ def find_filler(name: str) -> Filler:
             f"{name!r} names no filler; write it as 'package.module:function'."
         )
     try:
-        found: Any = functools.reduce(
-            getattr, function_name.split("."), importlib.import_module(module_name)
+        found = functools.reduce(
+            _attribute, function_name.split("."), importlib.import_module(module_name)
         )
     except (Exception, SystemExit) as error:  # whatever its module raises when imported
         raise FillerNotFoundError(
@@ -207,6 +208,14 @@ def find_filler(name: str) -> Filler:
             f"{name!r} is there but not marked; put @flowmap.filler above its definition."
         )
     return cast("Filler", found)
+
+
+def _attribute(found: Any, name: str) -> Any:
+    """Return an attribute, but no module, which may be one that was not allowed."""
+    value = getattr(found, name)
+    if not isinstance(value, ModuleType):
+        return value
+    raise ImportError(f"{name} is a module; name the filler by the module it is in")
 
 
 def _named(name: str) -> str:

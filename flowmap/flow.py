@@ -15,11 +15,11 @@ from pydantic import BeforeValidator, Field
 
 from flowmap.artifacts import ProgressBar, publish_summary
 from flowmap.closing import close_dead_run
-from flowmap.errors import InvalidArgumentError
+from flowmap.errors import InvalidArgumentError, StoppedError
 from flowmap.executors import executor as open_executor
 from flowmap.executors import failed, refuse_other_work
 from flowmap.fillers import mark_of
-from flowmap.lease import Lease, dead_run, leased
+from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
@@ -163,11 +163,11 @@ def fill_array(
     work = Work.of(filler, arguments)
     refuse_other_work(target, work)
     parameters = {"filler": work.function, "arguments": work.arguments}
-    dead = dead_run(target.job)
-    if dead is not None:
-        close_dead_run(target, dead)
     run = runtime.flow_run.id
     with leased(target.job, f"{runtime.flow_run.name} ({run})", run) as lease:
+        for dead in lease.dead:
+            close_dead_run(target, dead)
+        lease.forget_dead()
         _fill_pending(target, lease, parameters, executor, workers)
         report = validate_task(target, finite=finite)
     publish_summary(target, report)
@@ -202,10 +202,12 @@ def _fill_pending(
             lease.check()
             segment = futures[future]
             result = future.result(raise_on_failure=False)
-            if isinstance(result, BaseException):
-                failures[segment] = result
-            else:
+            if isinstance(result, SegmentRecord):
                 bar.advance(segment.rows)
+            elif isinstance(result, BaseException):
+                failures[segment] = result
+            else:  # of a task run that was cancelled
+                failures[segment] = StoppedError(f"{segment.name} was cancelled.")
     bar.show()
     if failures:
         raise failed(failures, len(target.segments), target)

@@ -259,6 +259,12 @@ def read_job(path: Path) -> Job:
         raise NotFoundError(error.errno or 2, message, str(path)) from error
     except OSError as error:
         raise storage_error(error, "cannot look for the target", path) from error
+    if sidecar.folder.is_symlink():
+        raise DamagedJobError(
+            f"{sidecar.folder}, where the records are, is a link; flowmap follows none. Put "
+            "the folder itself there.",
+            path=str(path),
+        )
     try:
         return Job.of_document(path, read_json(sidecar.job))
     except (FileNotFoundError, NotADirectoryError) as error:

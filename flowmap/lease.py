@@ -59,6 +59,18 @@ class Lease:
         if self._lost is not None:
             raise JobBusyError(f"The run {self._document['name']} lost the job {self._lost}")
 
+    @property
+    def dead(self) -> list[str]:
+        """What identifies the runs that died with the lease, and were not closed since."""
+        return list(self._document["dead"])
+
+    def forget_dead(self) -> None:
+        """Note that the dead runs are closed; until then the lease hands them on."""
+        self._document = self._document | {"dead": []}
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                publish_json(self._path, self._document | {"refreshed": time.time()})
+
     def refresh_until_ended(self) -> None:
         """Refresh the lease every `REFRESH` seconds: what the lease's thread does."""
         while not self._ended.wait(REFRESH):
@@ -104,7 +116,7 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
     Args:
         job: The job.
         name: Of the run, which a second run is told.
-        run: What identifies the run to whatever orchestrates it; see `dead_run`.
+        run: What identifies the run to whatever orchestrates it; see `Lease.dead`.
 
     Raises:
         JobBusyError: Another run has the job.
@@ -149,7 +161,9 @@ def _take(job: Job, document: dict[str, Any]) -> None:
     try:
         with header_lock(sidecar.folder):
             refuse_replaced(job)
-            _refuse_if_live(_read(sidecar.run), job)
+            found = _read(sidecar.run)
+            _refuse_if_live(found, job)
+            document["dead"] = _dead(found, job)
             remove_stale(sidecar)
             publish_json(sidecar.run, document)
     except OSError as error:
@@ -159,20 +173,13 @@ def _take(job: Job, document: dict[str, Any]) -> None:
         raise storage_error(error, doing, sidecar.run) from error
 
 
-def dead_run(job: Job) -> str | None:
-    """Return what identifies the run that died with the lease of a job, if one did.
-
-    Raises:
-        StorageError: The lease cannot be read.
-    """
-    path = Sidecar.of(job.path).run
-    try:
-        found = _read(path)
-    except OSError as error:
-        raise storage_error(error, "cannot read the lease of the run", path) from error
-    if found is None or found["job"] != job.id or _is_live(found):
-        return None
-    return str(found.get("run") or "") or None
+def _dead(found: dict[str, Any] | None, job: Job) -> list[str]:
+    """Return the runs that a lease, void by now, leaves to be closed, each once."""
+    if found is None or found["job"] != job.id:
+        return []
+    earlier = found.get("dead")
+    runs = [*(earlier if isinstance(earlier, list) else ()), found.get("run")]
+    return list(dict.fromkeys(run for run in runs if run and isinstance(run, str)))
 
 
 def _is_live(found: dict[str, Any]) -> bool:

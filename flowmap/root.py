@@ -33,8 +33,9 @@ def root() -> Path | None:
 def rooted(path: str | os.PathLike[str]) -> Path:
     """Return where a path leads under `FLOWMAP_ROOT`; the path itself where that is not set.
 
-    A relative path is taken from the root. Symbolic links are followed before the look
-    whether it lies within.
+    A relative path is taken from the root. It lies within if its name does, once the links of
+    its folders are followed, and also what it leads to, if it is a link itself; the root does
+    not lie within itself, since what is beside a target is not beneath it.
 
     Args:
         path: Of a target, or of a file to read.
@@ -50,7 +51,9 @@ def rooted(path: str | os.PathLike[str]) -> Path:
         return given
     full = folder / given
     try:
-        within = Path(os.path.realpath(full)).is_relative_to(os.path.realpath(folder))
+        named = Path(os.path.realpath(full.parent)) / full.name
+        real = Path(os.path.realpath(folder))
+        within = all(real in each.parents for each in (named, Path(os.path.realpath(full))))
     except ValueError as error:  # a zero byte, which no name can hold
         raise InvalidArgumentError(f"path is {short(path)}, which names no file.") from error
     if not within:

@@ -212,7 +212,13 @@ def fill_task(
         return _fill_in_place(segment, work)
     try:
         return executor.submit(fill_work, segment, work).result()
-    except (CancelledError, StoppedError):  # the run is being ended, and no segment failed
+    except (CancelledError, StoppedError) as error:
+        if not getattr(executor, "ended", False):  # by whom it was, the run goes on
+            raise StoppedError(
+                f"{segment.name}: the executor cancelled it before it was done. Run again: "
+                "what is done is kept."
+            ) from error
+        # The run is being ended, and no segment failed.
         ended: Any = Cancelled(message="The run was ended; what the segment has is kept.")
         return cast("SegmentRecord", ended)
 

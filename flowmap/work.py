@@ -37,7 +37,7 @@ class Work:
     """
 
     function: Filler = field(repr=False)
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(repr=False)  # volatile ones are told nowhere
     name: str
     version: str
     fingerprint: str

@@ -52,6 +52,11 @@ class Threads(ThreadPoolExecutor):
             raise CancelledError
         return super().submit(fn, *args, **kwargs)
 
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called, so that what was cancelled is no failure."""
+        return self._stop.is_set()
+
     def end(self) -> None:
         """Cancel what waits and what comes, and wait for the blocks in hand."""
         self._stop.set()
@@ -137,6 +142,11 @@ class Processes(Executor):
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
         if wait:
             self._end_pools(kill=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called, so that what was cancelled is no failure."""
+        return self._cancelled
 
     def end(self) -> None:
         """Cancel what waits and what comes, and kill the workers."""

@@ -140,7 +140,9 @@ class TestFind:
             ("flowmap.fillers: arange", "cannot be found"),
             (".fillers:arange", "cannot be found"),
             ("flowmap.fillers:filler", "not marked"),
-            ("flowmap.fillers:sys.exit", "not marked"),
+            ("flowmap.fillers:sys.exit", "sys is a module"),
+            ("flowmap.copying:filler.__globals__", "not marked"),
+            ("flowmap.copying:np.f2py.nothing", "np is a module"),
             ("builtins:print", "not marked"),
         ],
     )

@@ -93,6 +93,26 @@ def test_the_lease_of_a_dead_process_is_void(target: flowmap.Target) -> None:
     assert flowmap.validate(target).ok
 
 
+def test_dead_runs_are_handed_on_until_they_are_closed(target: flowmap.Target) -> None:
+    """Also where the run that is to close them dies first, or leaves them to the next."""
+    path = Sidecar.of(target.path).run
+    with leased(target.job, "the first run", "one"):
+        first = read_json(path)
+    publish_json(path, first | {"refreshed": time.time() - 61})
+    with leased(target.job, "the second run", "two") as held:
+        assert held.dead == ["one"]
+        second = read_json(path)
+    publish_json(path, second | {"refreshed": time.time() - 61})
+    with leased(target.job, "the third run", "three") as held:
+        assert held.dead == ["one", "two"]
+        held.forget_dead()
+        assert held.dead == []
+        assert read_json(path)["dead"] == []
+    publish_json(path, {k: v for k, v in first.items() if k != "run"} | {"refreshed": 0.0})
+    with leased(target.job, "the fourth run") as held:
+        assert held.dead == []
+
+
 def test_a_process_with_the_same_number_is_another(target: flowmap.Target) -> None:
     """A lease whose number another process has by now is void."""
     run = Sidecar.of(target.path).run

@@ -57,6 +57,19 @@ def test_paths_that_lead_out(folder: Path, path: str) -> None:
         rooted(path)
 
 
+@pytest.mark.parametrize("path", [".", "", "./", "sub/..", "{link}", "{folder}", "{back}"])
+def test_names_that_do_not_lie_within(
+    folder: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the root itself, whose link could be replaced, nor a link that leads in."""
+    link, back = folder.with_name("link"), folder.with_name("back.npy")
+    link.symlink_to(folder)
+    back.symlink_to(folder / "a.npy")
+    monkeypatch.setenv("FLOWMAP_ROOT", str(link))
+    with pytest.raises(InvalidArgumentError, match=r"export FLOWMAP_ROOT="):
+        rooted(path.format(link=link, folder=folder, back=back))
+
+
 def test_link_of_that_very_name(folder: Path) -> None:
     """A file within that is a link to one without is refused too."""
     (folder / "a.npy").symlink_to(folder.parent / "secret.npy")

@@ -336,3 +336,22 @@ class TestOpenTarget:
         """What is no path is refused as such."""
         with pytest.raises(WrongTypeError, match="path is"):
             flowmap.open_target(path)
+
+
+def test_records_behind_a_link(tmp_path: Path) -> None:
+    """They may be anyone's, outside FLOWMAP_ROOT for one: flowmap follows no link to them."""
+    target = flowmap.allocate(tmp_path / "out.npy", 10, "<f8")
+    folder, elsewhere = tmp_path / "out.npy.flowmap", tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    before = {file.name: file.read_bytes() for file in elsewhere.iterdir()}
+    for attempt in (
+        lambda: flowmap.open_target(target.path),
+        lambda: flowmap.allocate(target.path, 10, "<f8"),
+        lambda: flowmap.allocate(target.path, 10, "<f8", exist="overwrite"),
+        lambda: flowmap.fill_segment(target.segments[0], "arange"),
+        lambda: flowmap.fill(target, "arange"),
+    ):
+        with pytest.raises(flowmap.FlowmapError, match="is a link"):
+            attempt()
+    assert {file.name: file.read_bytes() for file in elsewhere.iterdir()} == before

@@ -339,3 +339,13 @@ SETTLED = {
     "numbers": "458c406e19b72585d26b418fc12d2ee8",
     "everything": "20335e3456bede3e4e9955f7a2cef02b",
 }
+
+
+def test_arguments_are_not_shown() -> None:
+    """Whoever logs a work, as Dask does when its task fails, logs no password."""
+
+    @flowmap.filler(volatile=("password",))
+    def fill(out: object, block: object, *, password: str) -> None:
+        """Fill nothing."""
+
+    assert "hunter2" not in repr(Work.of(fill, {"password": "hunter2"}))

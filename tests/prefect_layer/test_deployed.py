@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from prefect import flow
+from prefect.context import _deployment_id
 from support import ramp
 
 import flowmap
@@ -38,6 +40,24 @@ def test_outside_deployed_runs_all_is_allowed() -> None:
     assert not is_deployed()
     assert str(place("sub/out.npy")) == "sub/out.npy"
     check_filler("anything:at_all")
+
+
+def test_subflow_of_a_deployed_run() -> None:
+    """It has no deployment of its own, wherever it runs: the outermost run's counts."""
+    token = _deployment_id.set(uuid4())
+    try:
+        assert is_deployed()
+    finally:
+        _deployment_id.reset(token)
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize("module", ["$(id)", "lab; id", " lab", "", ".."])
+def test_what_no_module_is_called_is_put_in_no_line(module: str) -> None:
+    """A line that an administrator may paste into a shell holds no parameter but a name."""
+    with pytest.raises(FillerRefusedError) as refused:
+        check_filler(f"{module}:function")
+    assert "export" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("deployed")

@@ -197,6 +197,21 @@ class TestEnding:
         assert {n for n, state in states.items() if state == "COMPLETED"} == done | {"allocate"}
         assert {state for n, state in states.items() if n not in done} >= {"CRASHED"}
 
+    def test_killed_run_tried_again(self, worker: Worker) -> None:
+        """Under the same id, as by the button Retry: what it closes is not itself."""
+        run, path, gate = start_gated(worker, "retried.npy")
+        lease = lease_of(path)
+        assert lease is not None
+        os.kill(lease["pid"], signal.SIGKILL)
+        assert worker.server.ended(run)["state_type"] == "CRASHED"
+        retry = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+        worker.server.ask(f"flow_runs/{run}/set_state", state=retry, force=True)
+        until(lambda: "Closed" in worker.server.logs(run), "the dead attempt is closed")
+        found = worker.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
+        assert found["state_type"] == "RUNNING", found["state"]
+        gate.touch()
+        worker.completed(run)
+
     def test_two_runs_of_one_job(self, worker: Worker) -> None:
         """One works; the other is refused with the name of the first."""
         run, path, gate = start_gated(worker, "twice.npy")

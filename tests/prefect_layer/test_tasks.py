@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from prefect import flow, unmapped
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 import flowmap
-from flowmap.errors import FillerError, ValidationFailed, WrongTypeError
+from flowmap.errors import FillerError, StoppedError, ValidationFailed, WrongTypeError
 from flowmap.storage import available_cpus
 
 if TYPE_CHECKING:
@@ -284,3 +285,35 @@ def test_tasks_cost_no_more_than_they_must(task: str) -> None:
     assert found.persist_result is False
     assert found.cache_policy.__class__.__name__ == "_None"
     assert not found.tags
+
+
+class Cancelling(Executor):
+    """Cancels whatever it is given, as a cluster does that loses its scheduler."""
+
+    def submit(self, *_args: Any, **_options: Any) -> Future[Any]:
+        """Return a future that is cancelled already."""
+        future: Future[Any] = Future()
+        future.cancel()
+        return future
+
+
+def test_cancelled_by_an_executor_that_goes_on(server: Server, tmp_path: Path) -> None:
+    """A flow that calls the task, and looks at no more, does not end as if all were done."""
+
+    @flow
+    def sweep() -> None:
+        target = flowmap.alloc_task(tmp_path / "out.npy", 100, "<f8", segments=4)
+        for segment in target.pending():
+            flowmap.fill_task(segment, "arange", executor=Cancelling())
+
+    with pytest.raises(StoppedError, match="segment 0000 "):
+        sweep()
+
+
+def test_cancelled_by_a_pool_that_was_ended(tmp_path: Path) -> None:
+    """Then the run is being ended, and the segment did not fail."""
+    target = flowmap.allocate(tmp_path / "out.npy", 10, "<f8")
+    with pytest.raises(KeyboardInterrupt), flowmap.executor("threads", 1) as pool:
+        raise KeyboardInterrupt
+    ended: Any = flowmap.fill_task.fn(target.segments[0], "arange", executor=pool)
+    assert ended.is_cancelled()
