@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Crashed
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
     from flowmap.target import Target
 
@@ -39,9 +40,12 @@ def close_dead_run(target: Target, run: str) -> None:
     """
     try:
         with get_client(sync_client=True) as client:
-            count = _close_task_runs(client, target, UUID(run))
+            dead = client.read_flow_run(UUID(run))
+            if Path(str(dead.parameters.get("path"))).name != target.path.name:
+                raise ValueError("its path is not this target's")  # noqa: TRY301 -- told below
+            count = _close_task_runs(client, target, dead.id)
             if run != runtime.flow_run.id:  # it was tried again, and lives
-                _close_flow_run(client, UUID(run))
+                _close_flow_run(client, dead)
     except Exception as error:  # noqa: BLE001 -- the array matters more than what the UI shows
         get_run_logger().warning("The dead run %s could not be closed: %r", run, error)
     else:
@@ -81,8 +85,7 @@ def _end_of(task_run: TaskRun, done: set[str]) -> State[Any]:
     return Crashed(message="Its process died; the next run of the job does what is missing.")
 
 
-def _close_flow_run(client: SyncPrefectClient, run: UUID) -> None:
-    state = client.read_flow_run(run).state
-    if state is not None and state.is_running():
+def _close_flow_run(client: SyncPrefectClient, run: FlowRun) -> None:
+    if run.state is not None and run.state.is_running():
         message = "Its process died; another run of the job has taken over."
-        client.set_flow_run_state(run, Crashed(message=message), force=True)
+        client.set_flow_run_state(run.id, Crashed(message=message), force=True)

@@ -12,7 +12,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect.context import FlowRunContext, _deployment_id
+from prefect import context
 
 from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut, short
 from flowmap.fillers import published
@@ -29,10 +29,12 @@ def is_deployed() -> bool:
     """Say whether the current flow run was started through a deployment."""
     if os.environ.get("PREFECT__FLOW_RUN_ID"):  # set by workers, and by a serving process
         return True
-    if _deployment_id.get():  # of the outermost flow run: a subflow's has none of its own
+    # Of the outermost flow run, since a subflow's has none of its own; private in Prefect.
+    outermost = getattr(context, "_deployment_id", None)
+    if outermost is not None and outermost.get():
         return True
-    context = FlowRunContext.get()
-    run = context.flow_run if context is not None else None
+    flow = context.FlowRunContext.get()
+    run = flow.flow_run if flow is not None else None
     return run is not None and run.deployment_id is not None
 
 

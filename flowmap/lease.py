@@ -15,7 +15,7 @@ from flowmap.errors import FlowmapError, JobBusyError, storage_error
 from flowmap.job import FORMAT, Job, Sidecar, refuse_replaced
 from flowmap.locks import header_lock
 from flowmap.publication import remove_stale
-from flowmap.storage import publish_json, read_json, sync_folder
+from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,9 +99,13 @@ class Lease:
         self._ended.set()
 
     def end(self) -> None:
-        """Give the job back."""
+        """Give the job back; leave the dead runs, if any, to a run that can close them."""
         with contextlib.suppress(OSError):
-            if self._is_ours():
+            if not self._is_ours():
+                return
+            if self.dead:
+                publish_json(self._path, self._document | {"run": "", "refreshed": 0.0})
+            else:
                 self._path.unlink()
                 sync_folder(self._path.parent)
 
@@ -206,7 +210,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the lease that is there; None for none, or one that nobody can have written."""
     try:
         document = read_json(path)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotRegularError, ValueError):
         return None
     whole = all(
         name in document and isinstance(document[name], kind) for name, kind in _FIELDS.items()

@@ -45,8 +45,11 @@ def record_in_batches() -> None:
 def linger() -> None:
     """End `GRACE` seconds after SIGTERM: the flow's last events have only just been sent.
 
-    uvicorn's own handler is what ends the server; its loop ticks ten times a second.
+    uvicorn's own handler is what ends the server; its loop ticks ten times a second. Ctrl-C,
+    which a terminal sends to the flow and its server alike, is left to the flow: it has yet to
+    tell the server how it ended, and would wait for it for more than a minute.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end = signal.getsignal(signal.SIGTERM)
     loop = asyncio.get_running_loop()
     if callable(end):

@@ -16,9 +16,9 @@ from support import ramp, script, start
 
 import flowmap
 from flowmap import lease
-from flowmap.errors import JobBusyError, OtherJobError, StorageError
+from flowmap.errors import JobBusyError, OtherJobError
 from flowmap.job import Sidecar
-from flowmap.lease import dead_run, leased
+from flowmap.lease import leased
 from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HOLD = """
 import sys, time
 import flowmap
-from flowmap.lease import dead_run, leased
+from flowmap.lease import leased
 with leased(flowmap.open_target(sys.argv[1]).job, "the first run"):
     print("held", flush=True)
     time.sleep(600)
@@ -130,15 +130,15 @@ def test_another_machine_is_believed_until_the_term(target: flowmap.Target) -> N
     flowmap.fill(target, ramp, executor="threads")
 
 
-class TestDeadRun:
+class TestDeadRuns:
     """What the next run learns of one that died with the lease."""
 
     def test_none(self, target: flowmap.Target) -> None:
-        """No lease, one that was given back, or one that lives: nobody died."""
-        assert dead_run(target.job) is None
-        with leased(target.job, "the first run", "its id"):
-            assert dead_run(target.job) is None
-        assert dead_run(target.job) is None
+        """A lease that was given back leaves nobody to be closed."""
+        for name in ("the first run", "the second run"):
+            with leased(target.job, name, name) as held:
+                assert held.dead == []
+        assert not Sidecar.of(target.path).run.exists()
 
     @pytest.mark.parametrize(
         "changes",
@@ -152,22 +152,39 @@ class TestDeadRun:
         """The run of a void lease is named by what identified it."""
         run = Sidecar.of(target.path).run
         publish_json(run, document(target, run="its id", **changes))
-        assert dead_run(target.job) == "its id"
+        with leased(target.job, "the second run") as held:
+            assert held.dead == ["its id"]
 
-    @pytest.mark.parametrize("changes", [{}, {"run": ""}, {"run": None}, {"job": "f" * 32}])
+    @pytest.mark.parametrize(
+        "changes",
+        [{}, {"run": ""}, {"run": None}, {"run": 7, "dead": "one"}, {"job": "f" * 32}],
+    )
     def test_run_that_nothing_identifies(
         self, target: flowmap.Target, changes: dict[str, Any]
     ) -> None:
         """`fill()`, an older flowmap and another allocation leave nothing to close."""
         run = Sidecar.of(target.path).run
         publish_json(run, document(target, refreshed=0.0, **changes))
-        assert dead_run(target.job) is None
+        with leased(target.job, "the second run") as held:
+            assert held.dead == []
 
-    def test_unreadable_lease(self, target: flowmap.Target) -> None:
-        """A lease that cannot be read is an error, with its path."""
-        Sidecar.of(target.path).run.mkdir()
-        with pytest.raises(StorageError, match="cannot read the lease"):
-            dead_run(target.job)
+    def test_run_that_closes_nobody(self, target: flowmap.Target) -> None:
+        """`fill()` leaves the dead run to one that knows Prefect, and blocks nobody."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target, run="its id", refreshed=0.0))
+        flowmap.fill(target, ramp, executor="threads")
+        with leased(target.job, "the third run") as held:
+            assert held.dead == ["its id"]
+            held.forget_dead()
+        assert not run.exists()
+
+
+def test_what_cannot_be_a_lease_holds_nothing(target: flowmap.Target) -> None:
+    """A link in the place of the lease is replaced, not followed."""
+    elsewhere = target.path.with_name("elsewhere")
+    Sidecar.of(target.path).run.symlink_to(elsewhere)
+    flowmap.fill(target, ramp, executor="threads")
+    assert not elsewhere.exists()
 
 
 def test_the_lease_of_another_allocation_is_void(target: flowmap.Target) -> None:

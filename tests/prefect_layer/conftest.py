@@ -88,10 +88,17 @@ class Server:
 
         return until(look, f"{count} task runs of {flow_run} that are {states}")
 
-    def logs(self, flow_run: str) -> str:
-        """Return all that a flow run has logged."""
-        found = self.ask("logs/filter", logs={"flow_run_id": {"any_": [flow_run]}}, limit=200)
-        return "\n".join(line["message"] for line in found)
+    def logs(self, flow_run: str, line: str) -> str:
+        """Return what a flow run has logged, once a line with some text has arrived."""
+
+        def look() -> str | None:
+            lines = self.ask(
+                "logs/filter", logs={"flow_run_id": {"any_": [flow_run]}}, limit=200
+            )
+            text = "\n".join(each["message"] for each in lines)
+            return text if line in text else None
+
+        return until(look, f"{line!r} in the logs of {flow_run}")
 
 
 @contextlib.contextmanager

@@ -30,15 +30,11 @@ def target(tmp_path: Path) -> flowmap.Target:
     return made
 
 
-def dead_run(target: flowmap.Target) -> str:
+def dead_run(target: flowmap.Target, path: Path) -> str:
     """Make a flow run that is Running, with a task run a segment that is Running too."""
-
-    @flow
-    def dead() -> None:
-        """Never called."""
-
+    asked = {"path": str(path)}
     with get_client(sync_client=True) as client:
-        run = client.create_flow_run(dead, state=Running())
+        run = client.create_flow_run(flowmap.fill_array, parameters=asked, state=Running())
         for segment in target.segments:
             client.create_task_run(
                 flowmap.fill_task, run.id, segment.name, name=segment.name, state=Running()
@@ -61,7 +57,7 @@ def test_every_page_is_closed(
 ) -> None:
     """All task runs, though the API returns some at a time; what is done is Completed."""
     monkeypatch.setattr(closing, "_PAGE", 4)
-    run = dead_run(target)
+    run = dead_run(target, target.path)
     close(target, run)
     states = {n: r["state_type"] for n, r in server.task_runs(run, 6).items()}
     done = {segment.name for segment in target.segments[:2]}
@@ -76,7 +72,7 @@ def test_every_page_is_closed(
 
 def test_closing_again_changes_nothing(server: Server, target: flowmap.Target) -> None:
     """Two runs that both find the dead one do no harm; states are not set anew."""
-    run = dead_run(target)
+    run = dead_run(target, target.path)
     close(target, run)
     before = server.task_runs(run, 6)
     flowmap.fill(target, ramp, executor="threads")
@@ -91,3 +87,14 @@ def test_failure_is_a_warning(
     """A run that another server has, or a lease that names nonsense, stops nobody."""
     close(target, run)
     assert f"The dead run {run} could not be closed" in caplog.text
+
+
+def test_run_of_another_target_is_left_alone(
+    server: Server, target: flowmap.Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lease that was copied or forged ends no run but one of its own target."""
+    run = dead_run(target, target.path.with_name("other.npy"))
+    close(target, run)
+    assert "its path is not this target's" in caplog.text
+    states = server.task_runs(run, 6, ("RUNNING",)).values()
+    assert {r["state_type"] for r in states} == {"RUNNING"}

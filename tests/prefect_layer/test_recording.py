@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
+
+import pytest
+from prefect_layer.conftest import until
+from support import environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,43 +51,92 @@ batch_size = 7
 """
 
 
-def recorded(home: Path) -> Counter[str]:
-    """Return how many task runs the server left in which state."""
-    with sqlite3.connect(home / "prefect.db") as database:
-        rows = database.execute("select state_type, count(*) from task_run group by 1")
-        return Counter(dict(rows.fetchall()))
+CTRL_C = """
+import flowmap
+
+if __name__ == "__main__":
+    flowmap.fill_array(
+        "out.npy", shape=100, segments=10, filler="support:gated", arguments={"gate": "no such"}
+    )
+"""
 
 
-def python(
-    arguments: list[str], cwd: Path, settings: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, with a home of its own and no settings but those given."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    own = {"PREFECT_HOME": str(cwd / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "0"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment | own | settings,
-        cwd=cwd,
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a home of Prefect's for the module, whose database is made but once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def settings(home: Path) -> dict[str, str]:
+    """Return an environment with a home and with none of the settings of these tests."""
+    environ = {k: v for k, v in environment().items() if not k.startswith("PREFECT_")}
+    del environ["PYTHONWARNINGS"]  # Prefect has some of its own
+    return environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "0"}
+
+
+def recorded(home: Path) -> tuple[str, Counter[str]]:
+    """Return the state that the newest flow run was left in, and those of its task runs."""
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        newest = "select id, state_type from flow_run order by created desc limit 1"
+        run, state = database.execute(newest).fetchone()
+        states = "select state_type from task_run where flow_run_id = ?"
+        return state, Counter(found for (found,) in database.execute(states, (run,)))
+
+
+def test_embedded_server_records_every_segment(tmp_path: Path, home: Path) -> None:
+    """From any folder, without any settings, all task runs of a fast flow."""
+    script = tmp_path / "sweep.py"
+    script.write_text(OWN_FLOW)
+    done = subprocess.run(
+        [sys.executable, str(script), "out.npy"],
+        env=settings(home),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-
-
-def test_embedded_server_records_every_segment(tmp_path: Path) -> None:
-    """From any folder, without any settings, all task runs of a fast flow."""
-    script = tmp_path / "sweep.py"
-    script.write_text(OWN_FLOW)
-    done = python([str(script), "out.npy"], tmp_path, {})
     assert done.returncode == 0, done.stderr
-    assert recorded(tmp_path / "home") == {"COMPLETED": 302}
+    assert recorded(home) == ("COMPLETED", {"COMPLETED": 302})
+
+
+def test_ctrl_c_is_recorded(tmp_path: Path, home: Path) -> None:
+    """The server outlives the Ctrl-C that a terminal sends to it as well as to the flow."""
+    script = tmp_path / "sweep.py"
+    script.write_text(CTRL_C)
+    lease = tmp_path / "out.npy.flowmap" / "run.json"
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=settings(home),
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lease.exists, "the run works")
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    finally:
+        process.kill()
+    assert not lease.exists()
+    state, states = recorded(home)
+    assert state == "CRASHED"
+    assert set(states) <= {"COMPLETED", "CANCELLED", "CRASHED"}, states
 
 
 def test_settings_of_the_user_stay(tmp_path: Path) -> None:
     """What a file or the environment sets is not set anew."""
     (tmp_path / "prefect.toml").write_text(TOML)
     mine = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "9"}
-    done = python(["-c", SETTINGS], tmp_path, mine)
+    done = subprocess.run(
+        [sys.executable, "-c", SETTINGS],
+        env=settings(tmp_path) | mine,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["7", "200", "1.0", "9", "200"]
