@@ -66,6 +66,8 @@ class Lease:
 
     def forget_dead(self) -> None:
         """Note that the dead runs are closed; until then the lease hands them on."""
+        if not self.dead:
+            return
         self._document = self._document | {"dead": []}
         with contextlib.suppress(OSError):
             if self._is_ours():
