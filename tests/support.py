@@ -132,6 +132,17 @@ def logged(out: NDArray[Any], block: Block, *, log: str) -> None:
     out[...] = rows(block)
 
 
+def take_anything(out: Any, block: Block, **arguments: Any) -> None:
+    """Do nothing, with any arguments."""
+
+
+@flowmap.filler(version="2", volatile=("log", "verbose"))
+def versioned(
+    out: Any, block: Block, rate: float = 1.0, log: Any = None, verbose: Any = False
+) -> None:
+    """Do nothing, in its second version."""
+
+
 def in_blocks(
     fill: Callable[..., None],
     shape: tuple[int, ...],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import take_anything, versioned
 
 import flowmap
 from flowmap.errors import FillerNotFoundError, WrongTypeError
@@ -20,17 +21,6 @@ from flowmap.work import Work
 
 if TYPE_CHECKING:
     from flowmap.segments import Block
-
-
-def take_anything(out: Any, block: Block, **arguments: Any) -> None:
-    """Do nothing, with any arguments."""
-
-
-@flowmap.filler(version="2", volatile=("log", "verbose"))
-def versioned(
-    out: Any, block: Block, rate: float = 1.0, log: Any = None, verbose: Any = False
-) -> None:
-    """Do nothing, in its second version."""
 
 
 class Callback:
@@ -48,7 +38,7 @@ class TestMark:
 
     def test_plain_and_with_arguments(self) -> None:
         """Both forms return the function itself, marked with its name."""
-        name = f"{__name__}:versioned"
+        name = "support:versioned"
         assert mark_of(versioned) == Mark(name, "2", ("log", "verbose"))
 
         def local(out: Any, block: Block) -> None: ...
@@ -61,7 +51,7 @@ class TestMark:
 
     def test_unmarked(self) -> None:
         """What carries no mark is named all the same: functions, methods, objects."""
-        assert mark_of(take_anything) == Mark(f"{__name__}:take_anything")
+        assert mark_of(take_anything) == Mark("support:take_anything")
         assert mark_of(Callback()).name == f"{__name__}:Callback"
         assert mark_of(Callback().method).name == f"{__name__}:Callback.method"
 

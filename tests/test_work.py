@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from support import take_anything, versioned
 
 import flowmap
 from flowmap.errors import InvalidArgumentError, WrongTypeError
@@ -25,17 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flowmap.segments import Block
-
-
-def take_anything(out: Any, block: Block, **arguments: Any) -> None:
-    """Do nothing, with any arguments."""
-
-
-@flowmap.filler(version="2", volatile=("log", "verbose"))
-def versioned(
-    out: Any, block: Block, rate: float = 1.0, log: Any = None, verbose: Any = False
-) -> None:
-    """Do nothing, in its second version."""
 
 
 class Callback:
@@ -323,7 +313,7 @@ class TestWork:
         """What is recorded is JSON, with the source for people; without one it does without."""
         described = Work.of(versioned, {"rate": 2.0, "log": object()}).describe()
         assert json.loads(json.dumps(described)) == described
-        assert described["filler"] == f"{__name__}:versioned"
+        assert described["filler"] == "support:versioned"
         assert described["version"] == "2"
         assert described["arguments"] == {"rate": "2.0"}, "without the volatile one"
         assert "in its second version" in described["source"]

@@ -32,6 +32,8 @@ FLAGS = [
     "--disable-sync",
 ]
 
+expect.set_options(timeout=30_000)  # milliseconds, for a machine that is busy
+
 
 @pytest.fixture
 def page() -> Iterator[Page]:
@@ -55,10 +57,10 @@ def test_segment_is_found_by_its_name(server: Server, tmp_path: Path, page: Page
     page.goto(f"{server.ui}/runs/flow-run/{run}")
     page.get_by_text("Task Runs", exact=True).click()
     page.get_by_placeholder("Search by run name").fill("segment 0007")
-    expect(page.get_by_role("link", name="segment 0007 [70:80]")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("link", name="segment 0007 [70:80]")).to_be_visible()
     expect(page.get_by_role("link", name="segment 0003 [30:40]")).to_have_count(0)
     page.get_by_placeholder("Search by run name").fill("segment")
-    expect(page.get_by_text("12 Task runs")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("12 Task runs")).to_be_visible()
 
 
 class Form:
@@ -72,7 +74,7 @@ class Form:
         page.goto(f"{server.ui}/deployments/deployment/{deployment['id']}/run")
         self.parameters = page.locator(".schema-form-property")
         count = len(inspect.signature(fill_array.fn).parameters)
-        expect(self.parameters).to_have_count(count, timeout=30_000)
+        expect(self.parameters).to_have_count(count)
 
     def parameter(self, name: str) -> Locator:
         """Return the part of the form for one parameter."""
