@@ -31,8 +31,9 @@ _PAGE: Final = 200  # the most that the API returns at once
 def close_dead_run(target: Target, run: str) -> None:
     """Close the task runs that a dead flow run left open, and the flow run if it is.
 
-    A segment that the ledger calls done is Completed, since it is; anything else Crashed.
-    Failing to do so costs the run nothing but a warning.
+    A segment that the ledger calls done is Completed, since it is; anything else Crashed. A
+    flow run whose path has another file name is left alone: a lease may be copied or forged.
+    Failing to close costs the run that does it nothing but a warning.
 
     Args:
         target: The target that the run was filling.
@@ -40,9 +41,7 @@ def close_dead_run(target: Target, run: str) -> None:
     """
     try:
         with get_client(sync_client=True) as client:
-            dead = client.read_flow_run(UUID(run))
-            if Path(str(dead.parameters.get("path"))).name != target.path.name:
-                raise ValueError("its path is not this target's")  # noqa: TRY301 -- told below
+            dead = _read_run(client, target, UUID(run))
             count = _close_task_runs(client, target, dead.id)
             if run != runtime.flow_run.id:  # it was tried again, and lives
                 _close_flow_run(client, dead)
@@ -50,6 +49,13 @@ def close_dead_run(target: Target, run: str) -> None:
         get_run_logger().warning("The dead run %s could not be closed: %r", run, error)
     else:
         get_run_logger().info("Closed %d task runs of the dead flow run %s", count, run)
+
+
+def _read_run(client: SyncPrefectClient, target: Target, run: UUID) -> FlowRun:
+    found = client.read_flow_run(run)
+    if Path(str(found.parameters.get("path"))).name != target.path.name:
+        raise ValueError("its path is not this target's")
+    return found
 
 
 def _close_task_runs(client: SyncPrefectClient, target: Target, run: UUID) -> int:

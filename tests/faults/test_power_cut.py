@@ -208,21 +208,26 @@ def check_completes(target: Target) -> None:
     np.testing.assert_array_equal(np.load(target.path), np.sqrt(np.arange(ROWS)))
 
 
+def allocated(disk: Disk, checkpoint_seconds: float = 30) -> flowmap.Target:
+    """Allocate the target of these tests anew."""
+    return flowmap.allocate(
+        disk.root / "a.npy",
+        ROWS,
+        "f8",
+        segments=SEGMENTS,
+        block_rows=BLOCK_ROWS,
+        checkpoint_seconds=checkpoint_seconds,
+        exist="overwrite",
+    )
+
+
 @pytest.mark.parametrize("checkpoint_seconds", [0, 30])
 def test_what_was_done_is_there_after_a_power_cut(disk: Disk, checkpoint_seconds: int) -> None:
     """Of many cuts none loses a segment, or checkpoint, that was reported before it."""
     moments = random.Random(checkpoint_seconds)
     progress = []
     for _ in range(CUTS):
-        target = flowmap.allocate(
-            disk.root / "a.npy",
-            ROWS,
-            "f8",
-            segments=SEGMENTS,
-            block_rows=BLOCK_ROWS,
-            checkpoint_seconds=checkpoint_seconds,
-            exist="overwrite",
-        )
+        target = allocated(disk, checkpoint_seconds)
         told = fill_and_cut(disk, target, moments.uniform(0, 0.15))
         assert not lost(target, told), json.dumps(told)
         progress.append(len([words for words in told if words[0] == "done"]))
@@ -234,14 +239,7 @@ def test_what_was_done_is_there_after_a_power_cut(disk: Disk, checkpoint_seconds
 def test_a_fill_without_its_syncs_would_be_caught(disk: Disk, sabotage: str) -> None:
     """Without fdatasync of either file something that was reported is lost: it is seen."""
     for _ in range(8):
-        target = flowmap.allocate(
-            disk.root / "a.npy",
-            ROWS,
-            "f8",
-            segments=SEGMENTS,
-            block_rows=BLOCK_ROWS,
-            exist="overwrite",
-        )
+        target = allocated(disk)
         if lost(target, fill_and_cut(disk, target, 0.1, sabotage)):
             break
     else:

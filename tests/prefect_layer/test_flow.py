@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from flowmap.errors import JobBusyError, OtherJobError, SegmentsFailedError
 from flowmap.lease import leased
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from prefect_layer.conftest import Server
@@ -120,6 +123,25 @@ def test_failed_segments_are_named_and_only_they_run_again(
         flowmap.fill_array(str(path), **asked, arguments={"fail": [55]})
     again = server.task_runs(server.newest_run()["id"], 2)
     assert set(again) == {"allocate", "segment 0005 [50:60]"}
+
+
+def test_cancelled_segments_are_not_taken_for_filled(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task run that ends Cancelled, whoever cancelled it, leaves its segment missing."""
+
+    @contextlib.contextmanager
+    def ended(*_: object) -> Iterator[Executor]:
+        with contextlib.suppress(KeyboardInterrupt), flowmap.executor("threads", 1) as pool:
+            raise KeyboardInterrupt
+        yield pool
+
+    monkeypatch.setattr("flowmap.flow.open_executor", ended)
+    path = tmp_path / "out.npy"
+    with pytest.raises(SegmentsFailedError, match="2 of 2 segments") as caught:
+        flowmap.fill_array(str(path), shape=100, segments=2)
+    assert "segment 0001 [50:100]" in str(caught.value)
+    assert len(flowmap.open_target(path).pending()) == 2
 
 
 def test_finished_job_computes_nothing(server: Server, tmp_path: Path) -> None:

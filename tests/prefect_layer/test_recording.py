@@ -67,6 +67,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
+def python(
+    arguments: list[str], folder: Path, environ: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environ,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def settings(home: Path) -> dict[str, str]:
     """Return an environment with a home and with none of the settings of these tests."""
     environ = {k: v for k, v in environment().items() if not k.startswith("PREFECT_")}
@@ -87,15 +102,7 @@ def test_embedded_server_records_every_segment(tmp_path: Path, home: Path) -> No
     """From any folder, without any settings, all task runs of a fast flow."""
     script = tmp_path / "sweep.py"
     script.write_text(OWN_FLOW)
-    done = subprocess.run(
-        [sys.executable, str(script), "out.npy"],
-        env=settings(home),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = python([str(script), "out.npy"], tmp_path, settings(home))
     assert done.returncode == 0, done.stderr
     assert recorded(home) == ("COMPLETED", {"COMPLETED": 302})
 
@@ -129,14 +136,6 @@ def test_settings_of_the_user_stay(tmp_path: Path) -> None:
     """What a file or the environment sets is not set anew."""
     (tmp_path / "prefect.toml").write_text(TOML)
     mine = {"PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "9"}
-    done = subprocess.run(
-        [sys.executable, "-c", SETTINGS],
-        env=settings(tmp_path) | mine,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = python(["-c", SETTINGS], tmp_path, settings(tmp_path) | mine)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["7", "200", "1.0", "9", "200"]
