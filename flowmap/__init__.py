@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from flowmap.executors import Progress, executor, fill
     from flowmap.fillers import filler
     from flowmap.flow import fill_array
+    from flowmap.loading import load
+    from flowmap.mapping import open_memmap
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
     from flowmap.resetting import reset
@@ -53,6 +55,8 @@ _HOMES: Final = {
     "fill_segment": "write",
     "fill_task": "tasks",
     "filler": "fillers",
+    "load": "loading",
+    "open_memmap": "mapping",
     "open_target": "target",
     "pending_task": "tasks",
     "reset": "resetting",
@@ -81,6 +85,8 @@ __all__ = [
     "fill_segment",
     "fill_task",
     "filler",
+    "load",
+    "open_memmap",
     "open_target",
     "pending_task",
     "reset",

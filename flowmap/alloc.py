@@ -12,14 +12,13 @@ import stat
 import sys
 import time
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from flowmap._version import __version__
-from flowmap.arguments import flag, whole
+from flowmap.arguments import flag, seconds, whole
 from flowmap.errors import (
     DamagedJobError,
     FlowmapError,
@@ -28,7 +27,6 @@ from flowmap.errors import (
     OtherJobError,
     StorageError,
     TargetExistsError,
-    WrongTypeError,
     short,
     storage_error,
 )
@@ -183,7 +181,7 @@ class _Wanted:
             reserve=reserve,
             align=align,
             durability=asked["durability"],
-            checkpoint_seconds=_seconds(asked["checkpoint_seconds"]),
+            checkpoint_seconds=seconds("checkpoint_seconds", asked["checkpoint_seconds"]),
             work=None if work is None else work.describe(),
             reads=None if work is None else _naming(path, work.arguments),
         )
@@ -305,18 +303,6 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise InvalidArgumentError(
             f"{name} is {short(value)}; it takes one of {', '.join(allowed)}."
         )
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise WrongTypeError(f"checkpoint_seconds is {short(value)}; it takes seconds.")
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf
-    if not 0 <= seconds < math.inf:
-        raise InvalidArgumentError(f"checkpoint_seconds is {short(value)}; it takes 0 or more.")
-    return seconds
 
 
 def _check_folder(path: Path) -> None:

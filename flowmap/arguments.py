@@ -1,14 +1,16 @@
-"""Arguments that must be whole numbers, or true or false: exact, and nothing that looks so."""
+"""Arguments that must be whole numbers, seconds, or true or false: nothing that looks so."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from flowmap.errors import WrongTypeError, short
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short
 
 
 def whole(name: str, value: Any) -> int:
@@ -61,3 +63,25 @@ def flag(name: str, value: Any) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise WrongTypeError(f"{name} is {short(value)}; it takes True or False.")
+
+
+def seconds(name: str, value: Any) -> float:
+    """Return an argument that must be a number of seconds, 0 or more.
+
+    Args:
+        name: Of the argument, for the message.
+        value: What was given.
+
+    Raises:
+        WrongTypeError: It is no number.
+        InvalidArgumentError: It is negative, infinite or not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise WrongTypeError(f"{name} is {short(value)}; it takes seconds.")
+    try:
+        checked = float(value)
+    except OverflowError:
+        checked = math.inf
+    if not 0 <= checked < math.inf:
+        raise InvalidArgumentError(f"{name} is {short(value)}; it takes 0 seconds or more.")
+    return checked

@@ -31,6 +31,7 @@ from flowmap.errors import (
     cut,
     said,
     storage_error,
+    told,
 )
 from flowmap.job import Sidecar, read_job
 from flowmap.ledger import NO_ROWS, Claim
@@ -50,7 +51,6 @@ from flowmap.work import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -132,9 +132,12 @@ class Attempt:
                 digest_durable=digest,
             )
 
+    def _told(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        return told(f"{self.segment.name}: {doing}", self.segment.path)
+
     def _noting(self) -> contextlib.AbstractContextManager[None]:
-        folder = Sidecar.of(self.job.path).folder
-        return _told("cannot record progress; free some space, run again", self.segment, folder)
+        doing = f"{self.segment.name}: cannot record progress; free some space, run again"
+        return told(doing, Sidecar.of(self.job.path).folder)
 
     def _take_over(self, rows: int, digest: str, *, rewrite: bool) -> bool:
         """Read on up to `rows`; keep them and return True if they match `digest`.
@@ -169,7 +172,7 @@ class Attempt:
         return self.job.data_offset + (self.segment.start + row) * self.job.layout.row_bytes
 
     def _write(self, data: NDArray[np.uint8], offset: int) -> None:
-        with _told("cannot write the rows; free some space and run again", self.segment):
+        with self._told("cannot write the rows; free some space and run again"):
             write_all(self._target, data.data, offset)
         start_writeback(self._target, offset, len(data))
 
@@ -213,9 +216,7 @@ class Attempt:
         return self._held().record
 
     def _record_durable(self, state: str) -> None:
-        with _told(
-            "cannot sync the rows to disk; run again, and look at the disk", self.segment
-        ):
+        with self._told("cannot sync the rows to disk; run again, and look at the disk"):
             sync_data(self._target)
         digest = self._digest.hexdigest()
         self._held().note(
@@ -229,7 +230,7 @@ class Attempt:
         self._synced_at = time.monotonic()
 
     def _sync_ledger(self) -> None:
-        with _told("cannot sync the ledger to disk; run again", self.segment):
+        with self._told("cannot sync the ledger to disk; run again"):
             self._ledger.sync()
 
     def refuse_if_replaced(self) -> None:
@@ -239,7 +240,7 @@ class Attempt:
             OtherJobError: It was allocated anew or moved meanwhile.
             StorageError: It cannot be looked at.
         """
-        with _told("cannot look at the target", self.segment):
+        with self._told("cannot look at the target"):
             try:
                 there = self.job.path.lstat()
                 same = os.path.samestat(there, os.fstat(self._target))
@@ -350,7 +351,7 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
             'target, or this one anew with exist="overwrite".',
             segment=segment.name,
         )
-    with _told("cannot read the target; look at the disk", segment):
+    with told(f"{segment.name}: cannot read the target; look at the disk", segment.path):
         problem = job.problem_with(target)
     if problem is not None:
         raise DamagedJobError(
@@ -367,13 +368,3 @@ def _refuse_other_job(job: Job, segment: Segment) -> None:
             "anew since. Take the segments from open_target(path).",
             path=str(job.path),
         )
-
-
-@contextlib.contextmanager
-def _told(doing: str, segment: Segment, path: Path | None = None) -> Iterator[None]:
-    """Turn an `OSError` into flowmap's, which names the segment."""
-    try:
-        yield
-    except OSError as error:
-        where = path or segment.path
-        raise storage_error(error, f"{segment.name}: {doing}", where) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import math
 import os
 import stat
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from flowmap.casting import converted
 from flowmap.errors import (
@@ -22,15 +20,17 @@ from flowmap.errors import (
     InvalidArgumentError,
     StorageError,
     WrongTypeError,
-    said,
     short,
     storage_error,
 )
 from flowmap.fillers import filler
+from flowmap.mapping import opened_npy
+from flowmap.npy import MAX_HEADER_SIZE
 from flowmap.root import rooted
 from flowmap.storage import opened, read_into
 from flowmap.target import open_target
 from flowmap.values import by_rows, row_axis
+from flowmap.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flowmap.casting import Casting
+    from flowmap.npy import Layout
     from flowmap.segments import Block
 
 
@@ -106,18 +107,19 @@ class _File:
     Attributes:
         path: Of the file.
         stamp: Of the file when its header was read.
-        shape: Elements along each axis.
-        dtype: Of one element.
-        order: The memory order, "C" or "F".
+        layout: What it holds.
         offset: The byte at which the data begins.
     """
 
     path: Path
     stamp: _Stamp
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    order: Literal["C", "F"]
+    layout: Layout
     offset: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+        return self.layout.shape
 
     def rows(self, axis: int) -> int:
         """Return how many rows it has; 1 if it is a 0-d array."""
@@ -136,7 +138,7 @@ class _File:
                 "allocate another shape."
             )
 
-    def read(self, axis: int, start: int, stop: int) -> NDArray[Any]:
+    def read(self, axis: Literal[0, -1], start: int, stop: int) -> NDArray[Any]:
         """Read some of the rows.
 
         Where they lie along the fast axis of the file, they are read in as many pieces as
@@ -145,20 +147,12 @@ class _File:
         Returns:
             Shape (..., stop - start, ...), the rows along `axis`; in the file's order.
         """
-        others = math.prod(_without(self.shape, axis) or ())
-        slow = not self.shape or (axis == 0) == (self.order == "C")
-        pieces, row_bytes = (1, others) if slow else (others, 1)
-        row_bytes *= self.dtype.itemsize
-        data = np.empty((pieces, (stop - start) * row_bytes), np.uint8)
+        window = Window(self.layout, self.offset, start, stop, axis)
         with self._opened() as descriptor:
-            for number, piece in enumerate(data):
-                row = number * self.rows(axis) + start
-                if read_into(descriptor, piece, self.offset + row * row_bytes) < len(piece):
-                    raise _changed(self.path)
-        shape = list(self.shape)
-        if shape:
-            shape[axis] = stop - start
-        return np.ndarray(shape, self.dtype, data.data, order=self.order)
+            try:
+                return window.read(functools.partial(read_into, descriptor))
+            except EOFError as error:
+                raise _changed(self.path) from error
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
@@ -201,17 +195,8 @@ def _look(path: Any) -> _File:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _read_header(path: Path, stamp: _Stamp) -> _File:
-    try:
-        mapped = npy_format.open_memmap(path, mode="r")  # which unpickles nothing
-    except OSError as error:
-        raise storage_error(error, "cannot read the source", path) from error
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
-        raise InvalidArgumentError(
-            f"{path} cannot be copied from: {said(error).rstrip('.')}. Name a whole .npy file, "
-            "without Python objects."
-        ) from error
-    order: Literal["C", "F"] = "C" if mapped.flags.c_contiguous else "F"
-    return _File(path, stamp, mapped.shape, mapped.dtype, order, mapped.offset)
+    with opened_npy(path, MAX_HEADER_SIZE) as (file, layout):
+        return _File(path, stamp, layout, file.tell())
 
 
 def _stamp(found: os.stat_result) -> _Stamp:

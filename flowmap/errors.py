@@ -5,9 +5,13 @@ They keep their fields and survive pickling, since workers send them across proc
 
 from __future__ import annotations
 
+import contextlib
 import errno as errno_module
 import os
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SHOWN: Final = 200  # characters of a user's value that a message has room for
 
@@ -167,6 +171,16 @@ class LockTimeoutError(FlowmapError, TimeoutError):
     errno = errno_module.ETIMEDOUT
 
 
+class NotDoneTimeoutError(FlowmapError, TimeoutError):
+    """Segments were not done in time.
+
+    Attributes:
+        errno: ETIMEDOUT, as whoever handles a `TimeoutError` may expect.
+    """
+
+    errno = errno_module.ETIMEDOUT
+
+
 class StorageError(FlowmapError, OSError):
     """The operating system refused; `errno` says why.
 
@@ -218,3 +232,20 @@ def storage_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> S
     }
     message = f"{doing} ({os.strerror(number)})"
     return kinds.get(number, StorageError)(number, message, os.fspath(path))
+
+
+@contextlib.contextmanager
+def told(doing: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an `OSError` of a `with` block into flowmap's.
+
+    Args:
+        doing: As in `storage_error`.
+        path: The file it happens to.
+
+    Raises:
+        StorageError: The block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, doing, path) from error

@@ -9,7 +9,6 @@ valid (attempt, sequence) counts.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error
+from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error, told
 from flowmap.npy import Layout
 from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import (
@@ -35,7 +34,6 @@ from flowmap.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -83,7 +81,7 @@ class Ledger:
 
     def _compare(self, header: bytes) -> None:
         """Refuse what is not the ledger of such a job."""
-        with self._told("cannot read the ledger; look at the disk"):
+        with told("cannot read the ledger; look at the disk", self.path):
             size = os.fstat(self._descriptor).st_size
             found = os.pread(self._descriptor, len(header), 0)
         expected = len(header) + self._count * PAGE
@@ -91,14 +89,6 @@ class Ledger:
             raise _damaged(self.path, f"has {size} bytes instead of {expected}")
         if found != header:
             raise _damaged(self.path, "has another header")
-
-    @contextlib.contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        """Turn an `OSError` into flowmap's."""
-        try:
-            yield
-        except OSError as error:
-            raise storage_error(error, doing, self.path) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -117,7 +107,9 @@ class Ledger:
             StorageError: It cannot be read.
             DamagedJobError: The ledger ends before it.
         """
-        with self._told(f"cannot read the ledger of segment {index:04d}; look at the disk"):
+        with told(
+            f"cannot read the ledger of segment {index:04d}; look at the disk", self.path
+        ):
             page = os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
         if len(page) < PAGE:
             raise _damaged(self.path, f"ends within the page of segment {index:04d}")
@@ -173,7 +165,7 @@ class Ledger:
         for first in range(0, self._count, step):
             last = min(first + step, self._count)
             pages = buffer_of((last - first) * PAGE)
-            with self._told("cannot read the ledger; look at the disk"):
+            with told("cannot read the ledger; look at the disk", self.path):
                 read_into(self._descriptor, pages, self._offset + first * PAGE)
             slots = pages.view(SLOT).reshape(-1, SLOTS)
             best = _newest(slots, self._job, np.arange(first, last))
@@ -198,7 +190,7 @@ class Ledger:
         first, last = slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
         packed = record.pack(self._job)
         doing = f"{_name(record)}: cannot record progress; free some space, run again"
-        with self._told(doing):
+        with told(doing, self.path):
             write_all(self._descriptor, packed, self._offset + record.index * PAGE + first)
         return page[:first] + packed + page[last:]
 
@@ -208,7 +200,7 @@ class Ledger:
         Raises:
             StorageError: The disk did not take it.
         """
-        with self._told("cannot sync the ledger to disk; run again"):
+        with told("cannot sync the ledger to disk; run again", self.path):
             sync_data(self._descriptor)
 
 

@@ -1,4 +1,4 @@
-"""The header of a `.npy` file: check what it shall say, and encode it up to the next page.
+"""The header of a `.npy` file: check what it shall say, encode it up to the next page, read it.
 
 The format is NumPy's (numpy.lib.format, versions 1 to 3). flowmap pads the header with
 spaces so that the data begins on a page: legal, since the format asks only for a
@@ -8,12 +8,15 @@ multiple of 64.
 from __future__ import annotations
 
 import ast
+import io
+import itertools
 import json
 import math
+import operator
 import struct
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import xxhash
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 _MAX_BYTES: Final = 2**63 - 1  # off_t, and the intp that NumPy indexes with
 _MAX_DIMENSIONS: Final = 64  # NPY_MAXDIMS of NumPy 2
 _NEAT: Final = 64  # numpy.lib.format.ARRAY_ALIGN: what the format asks of the data's offset
-_LOADABLE: Final = 10_000  # np.load's max_header_size: a longer header it refuses
+MAX_HEADER_SIZE: Final = 10_000
+"""Characters of a header that `np.load` parses unless told otherwise."""
 
 _NO_DTYPE: Final = (
     *(TypeError, ValueError, SyntaxError, KeyError, AttributeError),
@@ -64,10 +68,15 @@ class Layout:
         checked, inner = _check_dtype(dtype)
         whole = _check_shape(shape) + inner  # as np.empty does with a subarray
         layout = cls(whole, checked, flag("fortran_order", fortran_order))
-        layout._check_size()
+        layout.check_size()
         return layout
 
-    def _check_size(self) -> None:
+    def check_size(self) -> None:
+        """Refuse more axes, or more bytes, than an array and its file can have.
+
+        Raises:
+            InvalidArgumentError: There are.
+        """
         if len(self.shape) > _MAX_DIMENSIONS:
             raise InvalidArgumentError(
                 f"The shape has {len(self.shape)} axes; NumPy allows {_MAX_DIMENSIONS}."
@@ -102,6 +111,15 @@ class Layout:
     def nbytes(self) -> int:
         """Bytes of the data, the header not counted."""
         return self.rows * self.row_bytes
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes between neighbours along each axis of the whole array."""
+        fast_first = self.shape if self.fortran_order else self.shape[::-1]
+        steps = tuple(
+            itertools.accumulate(fast_first[:-1], operator.mul, initial=self.dtype.itemsize)
+        )[: len(self.shape)]
+        return steps if self.fortran_order else steps[::-1]
 
     def block_shape(self, rows: int) -> tuple[int, ...]:
         """Return the shape of `rows` consecutive rows: () for a 0-d array."""
@@ -138,7 +156,7 @@ class Layout:
         total = -(-unpadded // PAGE) * PAGE
         # np.load counts characters, which are fewer than the bytes of version 3.
         spare = len(payload) - len(text)
-        if total - prefix - spare > _LOADABLE >= unpadded - prefix - spare:
+        if total - prefix - spare > MAX_HEADER_SIZE >= unpadded - prefix - spare:
             total = -(-unpadded // _NEAT) * _NEAT
         length = struct.pack(length_format, total - prefix)
         return head + length + payload.ljust(total - prefix - 1) + b"\n"
@@ -147,6 +165,57 @@ class Layout:
         """View the bytes of `rows` rows, uint8, as an array of this kind."""
         order: Literal["F", "C"] = "F" if self.fortran_order else "C"
         return np.ndarray(self.block_shape(rows), self.dtype, data, order=order)
+
+
+def read_header(file: IO[bytes], most: int = MAX_HEADER_SIZE) -> Layout:
+    """Read the header of a `.npy` file, and leave the file where the data begins.
+
+    NumPy's public readers do it. They have none for version 3, which is version 2 with names
+    that are not Latin-1: these are handed to that one as escapes, which mean the same.
+
+    Args:
+        file: Open for reading, at the magic.
+        most: How many characters the header may have: parsing more may not be safe.
+
+    Raises:
+        ValueError: It is no header, too long, or says what no array can be.
+        OSError: The file cannot be read.
+    """
+    version = npy_format.read_magic(file)
+    try:
+        if version == (1, 0):
+            found = npy_format.read_array_header_1_0(file, max_header_size=most)
+        elif version == (2, 0):
+            found = npy_format.read_array_header_2_0(file, max_header_size=most)
+        elif version == (3, 0):  # an escape takes up to ten characters
+            found = npy_format.read_array_header_2_0(_escaped(file, most), 10 * most)
+        else:
+            raise ValueError(f"version {version} of the format is not one of 1.0, 2.0 and 3.0")
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"its header is not one that NumPy writes: {said(error)}") from error
+    shape, fortran_order, dtype = found
+    dtype, inner = _split(dtype)
+    if any(n < 0 for n in shape) or (inner and fortran_order):
+        raise ValueError(f"its header has shape {short(shape)} of {dtype}, which no array has")
+    layout = Layout(shape + inner, dtype, fortran_order)
+    layout.check_size()
+    return layout
+
+
+def _escaped(file: IO[bytes], most: int) -> IO[bytes]:
+    """Return the length and text of a version 3 header as version 2 would have them."""
+    (length,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
+    text = file.read(length)
+    if len(text) < length:
+        raise ValueError("it ends within its header")
+    characters = text.decode()
+    if len(characters) > most:
+        raise ValueError(
+            f"its header has {len(characters)} characters, and parsing more than {most} may "
+            "not be safe; if you trust the file, pass a larger max_header_size"
+        )
+    escaped = characters.encode("ascii", "backslashreplace")
+    return io.BytesIO(struct.pack("<I", len(escaped)) + escaped)
 
 
 def header_digest(header: bytes) -> str:
@@ -237,6 +306,8 @@ def _as_descr(dtype: Any) -> Any:
     """Turn the lists that JSON makes of tuples into what `np.dtype` wants."""
     if not isinstance(dtype, list):
         return dtype
+    if len(dtype) == 2 and _is_shape(dtype[1]):  # noqa: PLR2004 -- a subarray: dtype, shape
+        return _as_descr(dtype[0]), tuple(dtype[1])
     return [
         (_field_name(field[0]), _as_descr(field[1]), *map(_as_inner_shape, field[2:]))
         if isinstance(field, list | tuple) and len(field) >= 2  # noqa: PLR2004 -- name, dtype
@@ -247,6 +318,10 @@ def _as_descr(dtype: Any) -> Any:
 
 def _field_name(name: Any) -> Any:
     return tuple(name) if isinstance(name, list) else name
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(n) is int for n in value)
 
 
 def _as_inner_shape(shape: Any) -> Any:

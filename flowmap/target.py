@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from flowmap.arguments import seconds
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
+    NotDoneTimeoutError,
     short,
     storage_error,
 )
 from flowmap.job import Job, absolute, read_job, refuse_replaced, replaced
+from flowmap.masking import with_mask
 from flowmap.records import STATUS
-from flowmap.storage import NotRegularError, opened
+from flowmap.storage import NotRegularError, open_existing
+from flowmap.windows import Window
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -43,25 +51,39 @@ def open_target(path: str | os.PathLike[str]) -> Target:
         DamagedJobError: Its size, its header or its records are not what was allocated.
         StorageError: It cannot be read.
     """
-    job = read_job(absolute(path))
+    with _opened(absolute(path)) as (job, _):
+        return Target(job)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Job, int]]:
+    """Open a target for reading, for a `with` block that gets its job and the descriptor.
+
+    Raises:
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+    """
+    job = read_job(path)
     try:
-        with opened(job.path) as descriptor:
-            problem = job.problem_with(descriptor)
+        descriptor = open_existing(path)
     except NotRegularError as error:
         raise ForeignFileError(
-            f"{job.path} is not a regular file; flowmap opens no links, folders, pipes or "
+            f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
             "devices. Give the path of the .npy file itself.",
-            path=str(job.path),
+            path=str(path),
         ) from error
     except OSError as error:
-        raise storage_error(error, "cannot open the target", job.path) from error
-    if problem is not None:
-        raise DamagedJobError(
-            f"{job.path} {problem}: something else wrote to it, or it is another file. Restore "
-            'it from a copy, or begin anew with exist="overwrite".',
-            path=str(job.path),
-        )
-    return Target(job)
+        raise storage_error(error, "cannot open the target", path) from error
+    try:
+        problem = job.problem_with(descriptor)
+        if problem is not None:
+            raise DamagedJobError(
+                f"{path} {problem}: something else wrote to it, or it is another file. Restore "
+                'it from a copy, or begin anew with exist="overwrite".',
+                path=str(path),
+            )
+        yield job, descriptor
+    finally:
+        os.close(descriptor)
 
 
 class Target:
@@ -187,10 +209,106 @@ class Target:
             raise InvalidArgumentError(
                 f"mode is {short(mode)}; it takes 'r' or 'c'. To write, fill or write segments."
             )
-        job = open_target(self.path).job
-        if job.id != self.id:
+        with _opened_again(self.job) as descriptor:
+            return _window(self.job).map(descriptor, mode, self.path)
+
+    def masked(self) -> np.ma.MaskedArray[Any, Any]:
+        """Map the whole array for reading, with the rows masked that are not done yet.
+
+        What the ledger says at this moment counts, and only segments that are done: a row that
+        is not masked is on the disk. Nothing is read but the ledger; the mask takes a byte for
+        each row of a plain dtype, and one for each field of a record. It does not follow what
+        is done later: call this again, or go through `as_completed`.
+
+        Returns:
+            The array, of the target's shape and dtype, not to be written to; likewise its mask.
+
+        Raises:
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+        """
+        return masked_window(self, "r")
+
+    def as_completed(
+        self, timeout: float | None = None, *, poll_seconds: float = 1.0
+    ) -> Iterator[Segment]:
+        """Yield each segment once it is done, at first those that are, until all are.
+
+        For those who work on the rows while others fill: the rows of a segment that came are on
+        the disk. A segment that fails is waited for, since a retry may fill it.
+
+        Args:
+            timeout: Seconds to wait in all, from the call on; None for as long as it takes.
+            poll_seconds: Seconds between two looks at the ledger.
+
+        Returns:
+            An iterator. It raises what `status` raises, and `NotDoneTimeoutError`, a
+            `TimeoutError`, when the time is up and segments are left.
+
+        Raises:
+            WrongTypeError, InvalidArgumentError: An argument is no number, or negative.
+        """
+        wait = math.inf if timeout is None else seconds("timeout", timeout)
+        return self._as_completed(
+            time.monotonic() + wait, seconds("poll_seconds", poll_seconds)
+        )
+
+    def _as_completed(self, until: float, poll_seconds: float) -> Iterator[Segment]:
+        left = np.ones(len(self.segments), bool)
+        while left.any():
+            now = time.monotonic()
+            (news,) = np.nonzero(left & (self.status()["state"] == "done"))
+            for index in news:
+                yield self.segments[index]
+            left[news] = False
+            if left.any() and now >= until:
+                raise NotDoneTimeoutError(
+                    f"{left.sum()} of {len(left)} segments of {self.path} were not done in "
+                    "time. See status() for their states, and whether a run is filling them.",
+                    path=str(self.path),
+                )
+            if not news.size:
+                time.sleep(max(0, min(poll_seconds, until - now)))
+
+
+@contextlib.contextmanager
+def _opened_again(job: Job) -> Iterator[int]:
+    """Open the target of a job for reading, for a `with` block; refuse another job's."""
+    with _opened(job.path) as (found, descriptor):
+        if found.id != job.id:
             raise replaced(job.path)
-        if not self.nbytes:
-            return np.zeros(self.shape, self.dtype)
-        order: Literal["F", "C"] = "F" if self.fortran_order else "C"
-        return np.memmap(self.path, self.dtype, mode, job.data_offset, self.shape, order)
+        yield descriptor
+
+
+def _window(job: Job, offset: Any = 0, shape: Any = None) -> Window:
+    return Window.asked(job.layout, job.data_offset, offset, shape, job.path)
+
+
+def masked_window(
+    target: Target,
+    mode: Literal["r"] | None,
+    offset: int = 0,
+    shape: int | Sequence[int] | None = None,
+) -> np.ma.MaskedArray[Any, Any]:
+    """Return a window of a target, with the rows masked that are not done yet.
+
+    Args:
+        target: The target.
+        mode: "r" to map it; None to read the rows that are done into memory.
+        offset: The first index along the first axis.
+        shape: Of the window, or None for all that follows.
+
+    Raises:
+        InvalidArgumentError, WrongTypeError: There is no such window.
+        OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
+            `Target.masked`.
+    """
+    window, layout = _window(target.job, offset, shape), target.job.layout
+    # The file before the ledger: the job that the ledger is of then vouches for the file.
+    with _opened_again(target.job) as descriptor:
+        mapped = window.map(descriptor, "r", target.path)
+        status = target.status()
+    first, last = (0, layout.rows) if layout.fortran_order else (window.start, window.stop)
+    starts, stops = (np.clip(status[name], first, last) for name in ("start", "stop"))
+    done = np.repeat(status["state"] == "done", stops - starts)
+    return with_mask(mapped, done, layout.axis, copy=mode is None)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.lib import format as npy_format
 from support import DTYPES, ORDERS, data_bytes, in_blocks, oracle, ramp, saved_bytes
 
 import flowmap
-from flowmap import copying
+from flowmap import copying, mapping
 from flowmap.copying import copy
 from flowmap.errors import (
     DamagedJobError,
@@ -123,13 +122,13 @@ class TestRows:
     def test_headers_are_read_once(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """However many blocks there are, each header is read once as long as it is the same."""
         paths = [save(here / f"{n}.npy", np.arange(4.0) + 4 * n) for n in range(5)]
-        opened, read = npy_format.open_memmap, []
+        opened, read = copying.opened_npy, []
 
-        def noted(path: Path, mode: Any) -> Any:
+        def noted(path: Path, most: int) -> Any:
             read.append(path.name)
-            return opened(path, mode=mode)
+            return opened(path, most)
 
-        monkeypatch.setattr(npy_format, "open_memmap", noted)
+        monkeypatch.setattr(copying, "opened_npy", noted)
         for _ in range(2):
             found = in_blocks(copy, (20,), "<f8", block_rows=1, source=paths)
             assert (found == np.arange(20)).all()
@@ -232,12 +231,12 @@ class TestRefused:
             ("nothing.npy", NotFoundError, "cannot find the source"),
             ("a\0b", InvalidArgumentError, "names no file"),
             (".", InvalidArgumentError, "no regular file"),
-            ("text.npy", InvalidArgumentError, "text.npy cannot be copied from"),
-            ("empty.npy", InvalidArgumentError, "empty.npy cannot be copied from"),
-            ("objects.npy", InvalidArgumentError, "objects.npy cannot be copied from"),
-            ("pickle.npy", InvalidArgumentError, "pickle.npy cannot be copied from"),
-            ("zip.npz", InvalidArgumentError, "zip.npz cannot be copied from"),
-            ("short.npy", InvalidArgumentError, "short.npy cannot be copied from"),
+            ("text.npy", InvalidArgumentError, "text.npy cannot be read"),
+            ("empty.npy", InvalidArgumentError, "empty.npy cannot be read"),
+            ("objects.npy", InvalidArgumentError, "objects.npy holds Python objects"),
+            ("pickle.npy", InvalidArgumentError, "pickle.npy cannot be read"),
+            ("zip.npz", InvalidArgumentError, "zip.npz cannot be read"),
+            ("short.npy", InvalidArgumentError, "short.npy is too short"),
             ("three.npy", InvalidArgumentError, "3 rows in 1 files.*three.npy.*has 4 or more"),
             (["three.npy"] * 2, None, ""),
             (["three.npy", "wide.npy"], InvalidArgumentError, r"wide.npy has shape \(3, 2\)"),
@@ -283,8 +282,8 @@ class TestRefused:
         with pytest.raises(StorageError, match="cannot read the source"):
             in_blocks(copy, (3,), "<f8", source="a.npy")
         copying._read_header.cache_clear()
-        monkeypatch.setattr(npy_format, "open_memmap", fail)
-        with pytest.raises(StorageError, match="cannot read the source"):
+        monkeypatch.setattr(mapping, "read_header", fail)
+        with pytest.raises(StorageError, match="cannot read the header"):
             in_blocks(copy, (3,), "<f8", source="a.npy")
 
     @pytest.mark.parametrize("how", ["replaced", "cut"])

@@ -43,6 +43,7 @@ RESEMBLED: dict[str, tuple[type[Exception], ...]] = {
     "ValidationFailed": (ValueError,),
     "JobBusyError": (RuntimeError,),
     "LockTimeoutError": (TimeoutError, OSError),
+    "NotDoneTimeoutError": (TimeoutError, OSError),
     "StorageError": (OSError,),
     "NotFoundError": (FileNotFoundError, OSError),
     "AccessDeniedError": (PermissionError, OSError),

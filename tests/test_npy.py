@@ -52,6 +52,7 @@ DTYPES: dict[str, Any] = {
     "names of NumPy's texts": [((np.str_("t"), np.str_("n")), [(np.str_("a"), "<f8")])],
     "title that is a number": [((5, "a"), "<f8")],
     "no fields": [],
+    "subarrays of subarrays": [("a", ("<f8", (5,)), (2,)), ("b", ("<i2", (2, 1)))],
     "empty subarray": [("a", "<f8", (0,)), ("b", "i1")],
     "over 4096": _wide(5000),
     "over 8192": _wide(9000),

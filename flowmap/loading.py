@@ -1,0 +1,177 @@
+"""`load`: NumPy's, with windows along the first axis, and with what is not done yet masked."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy import load as numpy_load
+from numpy.lib import format as npy_format
+
+from flowmap.arguments import flag
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short, told
+from flowmap.mapping import not_npy, open_memmap, opened_npy, refuse_objects
+from flowmap.npy import MAX_HEADER_SIZE, read_header
+from flowmap.storage import read_into
+from flowmap.target import masked_window, open_target
+from flowmap.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+_ANY_SIZE: Final = 2**64  # what NumPy takes where pickles are allowed: the file is trusted
+_ENCODINGS: Final = ("ASCII", "latin1", "bytes")
+
+
+def load(
+    file: str | os.PathLike[str] | IO[bytes],
+    mmap_mode: Literal["r", "r+", "c"] | None = None,
+    allow_pickle: bool = False,
+    fix_imports: bool = True,
+    encoding: Literal["ASCII", "latin1", "bytes"] = "ASCII",
+    *,
+    max_header_size: int = MAX_HEADER_SIZE,
+    offset: int = 0,
+    shape: int | Sequence[int] | None = None,
+    masked: bool = False,
+) -> Any:
+    """Load a `.npy` file, or a window of it; anything else as `numpy.load` does.
+
+    Args:
+        file: A path, or a file object that can seek and read: a window is then read from where
+            it stands, and it is left after the array, so that the next one can be loaded.
+        mmap_mode: Map the file or window as `open_memmap` does, in this mode, and read
+            nothing. "w+", which would throw away what is to be loaded, is refused.
+        allow_pickle: Whether what is pickled may be loaded, which may run any code.
+        fix_imports: Of pickles made by Python 2, as in `numpy.load`.
+        encoding: Likewise.
+        max_header_size: Characters that the header may have; no limit with `allow_pickle`.
+        offset: The first index to load, counted along the first axis in either order.
+        shape: Of the window, (n, ...) with the file's other axes; None for all that follows
+            `offset`. Only the window's bytes are read.
+        masked: Whether the file is a target that is being filled, whose rows that are not done
+            yet shall be masked; see `Target.masked`. With `mmap_mode` None the rows that are
+            done are read into memory; "r" and "c" map the file.
+
+    Returns:
+        An array; a `numpy.memmap` with `mmap_mode`; a `numpy.ma.MaskedArray` with `masked`; or
+        whatever `numpy.load` returns for a file that is no `.npy` file.
+
+    Raises:
+        InvalidArgumentError: There is no such window, or what is there has none: another kind
+            of file, or one of Python objects; or it is shorter than its header says.
+        WrongTypeError: `offset` or `shape` are not made of whole numbers.
+        NotFoundError, ForeignFileError, OtherJobError, DamagedJobError: With `masked`, as in
+            `open_target`.
+        StorageError: The file cannot be read.
+        OSError, ValueError, EOFError, UnpicklingError: As in `numpy.load`.
+
+    Source: numpy.load; `offset` is Jon Olav Vik's (numpy-discussion, 2011-02-24).
+    """
+    if encoding not in _ENCODINGS:
+        raise InvalidArgumentError(
+            f"encoding is {short(encoding)}; it takes one of {', '.join(_ENCODINGS)}."
+        )
+    if flag("masked", masked):
+        return _load_masked(file, mmap_mode, offset, shape)
+    windowed = shape is not None or isinstance(offset, bool) or offset != 0
+    most = _ANY_SIZE if allow_pickle else max_header_size
+    mode: Any = mmap_mode
+    if mode == "w+":
+        raise InvalidArgumentError(
+            "mmap_mode is 'w+', which would throw away what the file holds. Load it with 'r', "
+            "'r+' or 'c'; flowmap.open_memmap makes files."
+        )
+    if (windowed or mmap_mode) and _is_npy(file):
+        if mmap_mode:
+            return open_memmap(
+                file,  # type: ignore[arg-type] # it says itself what it thinks of a file object
+                mmap_mode,
+                shape=shape,
+                max_header_size=most,
+                offset=offset,
+            )
+        if hasattr(file, "read"):
+            return _read_object(file, most, offset, shape)
+        with opened_npy(file, most) as (opened, layout):
+            window = Window.asked(layout, opened.tell(), offset, shape, file)
+            with told("cannot read the file", file):
+                return _read(window, functools.partial(read_into, opened.fileno()), file)
+    if windowed:
+        raise InvalidArgumentError(
+            f"{file} is no .npy file: offset and shape choose a window of one array. Load it "
+            "without them, and slice what comes."
+        )
+    return numpy_load(
+        file,
+        mmap_mode,
+        allow_pickle,
+        fix_imports,
+        encoding,
+        max_header_size=max_header_size,
+    )
+
+
+def _is_npy(file: Any) -> bool:
+    """Look at the first bytes of a file, and leave a file object where it stands."""
+    if hasattr(file, "read"):
+        found = file.read(len(npy_format.MAGIC_PREFIX))
+        file.seek(-len(found), os.SEEK_CUR)
+    else:
+        with Path(os.fsdecode(file)).open("rb") as opened:
+            found = opened.read(len(npy_format.MAGIC_PREFIX))
+    return bool(found == npy_format.MAGIC_PREFIX)
+
+
+def _read_object(file: Any, most: int, offset: Any, shape: Any) -> NDArray[Any]:
+    """Read a window of the array at which a file object stands; leave it after the array."""
+    try:
+        layout = read_header(file, most)
+    except ValueError as error:
+        raise not_npy(file, error) from error
+    refuse_objects(layout, file)
+    begin = file.tell()
+    window = Window.asked(layout, begin, offset, shape, file)
+
+    def read_at(buffer: NDArray[np.uint8], where: int) -> int:
+        file.seek(where)
+        filled = 0
+        while filled < len(buffer) and (data := file.read(len(buffer) - filled)):
+            buffer[filled : filled + len(data)] = np.frombuffer(data, np.uint8)
+            filled += len(data)
+        return filled
+
+    values = _read(window, read_at, file)
+    file.seek(begin + layout.nbytes)
+    return values
+
+
+def _read(
+    window: Window, read_at: Callable[[NDArray[np.uint8], int], int], file: object
+) -> NDArray[Any]:
+    try:
+        return window.read(read_at)
+    except EOFError as error:
+        raise InvalidArgumentError(
+            f"{file} is too short: it ends within the window. It was cut short, or not written "
+            "to the end."
+        ) from error
+
+
+def _load_masked(file: Any, mmap_mode: Any, offset: Any, shape: Any) -> Any:
+    if hasattr(file, "read"):
+        raise WrongTypeError(
+            "file is an open file; with masked=True it takes the path of a target, beside "
+            "which lie the records of what is done."
+        )
+    if mmap_mode not in (None, "r"):
+        raise InvalidArgumentError(
+            f"mmap_mode is {short(mmap_mode)}; with masked=True it takes 'r', or None to read "
+            "the rows that are done. To write, fill or write segments."
+        )
+    return masked_window(open_target(file), mmap_mode, offset, shape)

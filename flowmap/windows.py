@@ -1,0 +1,220 @@
+"""Windows of a `.npy` file: which bytes they are, mapping them, reading them.
+
+A window is a run of consecutive indices along the first or the last axis. Along the slow axis
+its bytes are one piece of the file; along the fast one there is a piece for each element of
+the other axes.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
+
+import numpy as np
+
+from flowmap.arguments import whole, wholes
+from flowmap.errors import InvalidArgumentError, short
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from flowmap.npy import Layout
+
+MapMode = Literal["r", "r+", "c"]
+_ACCESS: Final = {"r": mmap.ACCESS_READ, "r+": mmap.ACCESS_WRITE, "c": mmap.ACCESS_COPY}
+
+
+class Pieces(NamedTuple):
+    """Where the bytes of a window lie: pieces of one length at one distance.
+
+    Attributes:
+        first: The byte at which the first begins.
+        length: Bytes of each.
+        number: How many there are.
+        step: Bytes from the beginning of one to that of the next.
+    """
+
+    first: int
+    length: int
+    number: int
+    step: int
+
+    @property
+    def span(self) -> int:
+        """Bytes from the beginning of the first to the end of the last; 0 without any bytes."""
+        return (self.number - 1) * self.step + self.length if self.length and self.number else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive indices along the first or the last axis of the array in a `.npy` file.
+
+    Attributes:
+        layout: Of the whole array.
+        data_offset: The byte of the file at which the data begins.
+        start: The first index.
+        stop: The index after the last.
+        axis: Which axis they are counted along; a 0-d array is its own only window, 0 to 1.
+    """
+
+    layout: Layout
+    data_offset: int
+    start: int
+    stop: int
+    axis: Literal[0, -1] = 0
+
+    @classmethod
+    def asked(
+        cls, layout: Layout, data_offset: int, offset: Any, shape: Any, where: object
+    ) -> Self:
+        """Return the window that a user asks for by `offset` and `shape`.
+
+        Args:
+            layout: Of the whole array.
+            data_offset: The byte of the file at which the data begins.
+            offset: The first index along the first axis.
+            shape: Of the window; None for all that follows `offset`.
+            where: The name of the file, for messages.
+
+        Raises:
+            WrongTypeError: They are not whole numbers.
+            InvalidArgumentError: The array has no such window.
+        """
+        first, rest = whole("offset", offset), layout.shape[1:]
+        length = layout.shape[0] if layout.shape else 1
+        if not 0 <= first <= (length if layout.shape else 0):
+            raise InvalidArgumentError(
+                f"offset is {short(first)}, but {where} has shape {layout.shape}: it counts "
+                "indices along the first axis, "
+                + (f"and can be 0 to {length}." if layout.shape else "which a 0-d array lacks.")
+            )
+        if shape is None:
+            return cls(layout, data_offset, first, length)
+        asked = wholes("shape", shape)
+        dimensions = asked if isinstance(asked, tuple) else (asked,)
+        if not layout.shape and not dimensions:
+            return cls(layout, data_offset, 0, 1)
+        if not layout.shape or dimensions[1:] != rest or not dimensions or dimensions[0] < 0:
+            wanted = ("n", *rest) if layout.shape else ()
+            raise InvalidArgumentError(
+                f"shape is {short(dimensions)}, but {where} has shape {layout.shape}; a window "
+                f"of it has shape ({', '.join(map(str, wanted))}{',' * (len(wanted) == 1)})"
+                + (", n being 0 or more." if wanted else ".")
+            )
+        if first + dimensions[0] > length:
+            raise InvalidArgumentError(
+                f"A window of {short(dimensions[0])} from offset {first} on would end at "
+                f"{short(first + dimensions[0])}, but the first axis of {where} has {length}."
+            )
+        return cls(layout, data_offset, first, first + dimensions[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+        whole, count = self.layout.shape, self.stop - self.start
+        if not whole:
+            return ()
+        return (count, *whole[1:]) if self.axis == 0 else (*whole[:-1], count)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its bytes are one piece of the file."""
+        return len(self.layout.shape) <= 1 or self.axis == self.layout.axis
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        """The memory order of the array."""
+        return "F" if self.layout.fortran_order else "C"
+
+    def pieces(self) -> Pieces:
+        """Return where its bytes lie."""
+        whole = self.layout.shape
+        step, count = math.prod(whole) * self.layout.dtype.itemsize, 1
+        if not self.contiguous:
+            count = math.prod(whole[1:] if self.axis == 0 else whole[:-1])
+            step //= count or 1
+        unit = step // ((whole[self.axis] if whole else 1) or 1)
+        nbytes = (self.stop - self.start) * unit
+        return Pieces(self.data_offset + self.start * unit, nbytes, count, step)
+
+    def read(self, read_at: Callable[[NDArray[np.uint8], int], int]) -> NDArray[Any]:
+        """Read its bytes, and no others.
+
+        Args:
+            read_at: Fills a buffer, shape (nbytes,), from a byte of the file on; returns how
+                many bytes there were.
+
+        Returns:
+            An array of its own, in the order of the file.
+
+        Raises:
+            EOFError: The file ends within the window.
+        """
+        pieces = self.pieces()
+        data = np.empty((pieces.number, pieces.length), np.uint8)
+        for number, piece in enumerate(data if pieces.span else ()):
+            if read_at(piece, pieces.first + number * pieces.step) < len(piece):
+                raise EOFError("the file ends within the window")
+        return np.ndarray(self.shape, self.layout.dtype, data.data, order=self.order)
+
+    def map(self, descriptor: int, mode: MapMode, filename: Any = None) -> np.memmap[Any, Any]:
+        """Map its bytes: whole pages of the file, but no array element outside of it.
+
+        The file must be long enough, and is never made longer.
+
+        Args:
+            descriptor: Of the file, open for writing where `mode` is "r+"; it may be closed
+                afterwards.
+            mode: "r", "r+", or "c" for a copy on write that never reaches the file.
+            filename: What the array shall give as its own.
+
+        Returns:
+            The mapped array: a view of the file, strided where the window is not contiguous.
+
+        Raises:
+            OSError, ValueError: It cannot be mapped.
+        """
+        pieces = self.pieces()
+        before, access = pieces.first % mmap.ALLOCATIONGRANULARITY, _ACCESS[mode]
+        if pieces.span:
+            begin = pieces.first - before
+            mapping = _Mapping(descriptor, before + pieces.span, access=access, offset=begin)
+        else:  # there is nothing of the file to map, and a map of no bytes would be one of all
+            before, mapping = 0, _Mapping(-1, 1, access=access)
+        mapping.pieces = pieces._replace(first=before)
+        strides = None if self.contiguous or not pieces.span else self.layout.strides
+        array: np.memmap[Any, Any] = np.ndarray.__new__(
+            np.memmap, self.shape, self.layout.dtype, mapping, before, strides, self.order
+        )
+        # What np.memmap.__new__ would set: it cannot map strides, and makes a file longer that
+        # is too short.
+        vars(array).update(_mmap=mapping, filename=filename, offset=pieces.first, mode=mode)
+        return array
+
+
+class _Mapping(mmap.mmap):
+    """A mapping that writes to disk the pages of its window, and not those between.
+
+    Attributes:
+        pieces: Of the window, counted from the beginning of the mapping.
+    """
+
+    pieces: Pieces
+
+    def flush(self, *span: int) -> None:
+        """Return only when the window is on the disk, or the span of bytes that is given."""
+        for each in [span] if span else self._spans():
+            super().flush(*each)
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, bytes) of the pages to write: one span where no page is between."""
+        first, length, number, step = self.pieces
+        if step - length < mmap.PAGESIZE:
+            number, length = min(number, 1), self.pieces.span
+        for start in range(first, first + number * step, step or 1):
+            begin = start - start % mmap.PAGESIZE
+            yield begin, start - begin + length
