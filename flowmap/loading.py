@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Literal
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 from numpy import load as numpy_load
@@ -36,8 +36,8 @@ def load(
     encoding: Literal["ASCII", "latin1", "bytes"] = "ASCII",
     *,
     max_header_size: int = MAX_HEADER_SIZE,
-    offset: int = 0,
-    shape: int | Sequence[int] | None = None,
+    offset: SupportsIndex = 0,
+    shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
     masked: bool = False,
 ) -> Any:
     """Load a `.npy` file, or a window of it; anything else as `numpy.load` does.

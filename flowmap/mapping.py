@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -48,12 +48,12 @@ def open_memmap(
     filename: str | os.PathLike[str],
     mode: str = "r+",
     dtype: DTypeLike | None = None,
-    shape: int | Sequence[int] | None = None,
+    shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
     fortran_order: bool = False,
     version: tuple[int, int] | None = None,
     *,
     max_header_size: int = MAX_HEADER_SIZE,
-    offset: int = 0,
+    offset: SupportsIndex = 0,
 ) -> np.memmap[Any, Any]:
     """Map a `.npy` file, or a window of it: `numpy.lib.format.open_memmap` with `offset`.
 
@@ -137,9 +137,7 @@ def opened_npy(
     try:
         descriptor = open_existing(os.path.realpath(path), write=write)
     except NotRegularError as error:
-        raise InvalidArgumentError(
-            f"{path} is no regular file; name a .npy file, not a folder, pipe or device."
-        ) from error
+        raise _not_regular(path) from error
     except OSError as error:
         raise storage_error(error, "cannot open the file", path) from error
     with open(descriptor, "rb") as file:  # noqa: PTH123 -- no path: a descriptor
@@ -180,6 +178,12 @@ def not_npy(path: object, error: Exception) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"{path} cannot be read as a .npy file: {why}. Name one that numpy.save or flowmap has "
         "written."
+    )
+
+
+def _not_regular(path: object) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{path} is no regular file; name a .npy file, not a folder, pipe or device."
     )
 
 
@@ -242,6 +246,8 @@ def _checked_new(
             f"version {short(version)} of the format will not do: {error}. Leave it out for "
             "the oldest that will."
         ) from error
+    if path.exists() and not path.is_file():
+        raise _not_regular(path)
     if any(os.path.lexists(Sidecar.of(p).job) for p in (path, Path(os.path.realpath(path)))):
         raise OtherJobError(
             f"{path} is the target of a job, and mode 'w+' would throw its rows away. Map it "

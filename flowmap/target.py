@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -287,8 +287,8 @@ def _window(job: Job, offset: Any = 0, shape: Any = None) -> Window:
 def masked_window(
     target: Target,
     mode: Literal["r"] | None,
-    offset: int = 0,
-    shape: int | Sequence[int] | None = None,
+    offset: SupportsIndex = 0,
+    shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
 ) -> np.ma.MaskedArray[Any, Any]:
     """Return a window of a target, with the rows masked that are not done yet.
 

@@ -122,13 +122,13 @@ class TestRows:
     def test_headers_are_read_once(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """However many blocks there are, each header is read once as long as it is the same."""
         paths = [save(here / f"{n}.npy", np.arange(4.0) + 4 * n) for n in range(5)]
-        opened, read = copying.opened_npy, []
+        opened, read = mapping.opened_npy, []
 
         def noted(path: Path, most: int) -> Any:
             read.append(path.name)
             return opened(path, most)
 
-        monkeypatch.setattr(copying, "opened_npy", noted)
+        monkeypatch.setattr("flowmap.copying.opened_npy", noted)
         for _ in range(2):
             found = in_blocks(copy, (20,), "<f8", block_rows=1, source=paths)
             assert (found == np.arange(20)).all()
