@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 from numpy import load as numpy_load
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flowmap.npy import Readable
+
 _ANY_SIZE: Final = 2**64  # what NumPy takes where pickles are allowed: the file is trusted
 _ENCODINGS: Final = ("ASCII", "latin1", "bytes")
 
 
 def load(
-    file: str | os.PathLike[str] | IO[bytes],
+    file: str | os.PathLike[str] | Readable,
     mmap_mode: Literal["r", "r+", "c"] | None = None,
     allow_pickle: bool = False,
     fix_imports: bool = True,
@@ -123,7 +125,7 @@ def _is_npy(file: Any) -> bool:
         found = file.read(len(npy_format.MAGIC_PREFIX))
         file.seek(-len(found), os.SEEK_CUR)
     else:
-        with Path(os.fsdecode(file)).open("rb") as opened:
+        with Path(os.fsdecode(file)).open("rb", buffering=0) as opened:
             found = opened.read(len(npy_format.MAGIC_PREFIX))
     return bool(found == npy_format.MAGIC_PREFIX)
 

@@ -119,7 +119,7 @@ def open_memmap(
 @contextlib.contextmanager
 def opened_npy(
     path: str | os.PathLike[str], most: int, *, write: bool = False
-) -> Iterator[tuple[io.BufferedReader, Layout]]:
+) -> Iterator[tuple[io.FileIO, Layout]]:
     """Open a `.npy` file that is whole and holds no Python objects, for a `with` block.
 
     Args:
@@ -140,7 +140,8 @@ def opened_npy(
         raise _not_regular(path) from error
     except OSError as error:
         raise storage_error(error, "cannot open the file", path) from error
-    with open(descriptor, "rb") as file:  # noqa: PTH123 -- no path: a descriptor
+    # Without a buffer, which would read on into the data.
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 -- it is no path
         with told("cannot read the header", path):
             try:
                 layout = read_header(file, most)

@@ -16,7 +16,7 @@ import operator
 import struct
 import warnings
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import xxhash
@@ -40,6 +40,19 @@ _NO_DTYPE: Final = (
     *(IndexError, OverflowError, RecursionError, MemoryError),
 )
 """What `np.dtype` raises for what is none."""
+
+
+class Readable(Protocol):
+    """What a `.npy` file can be read from."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """Return the next bytes."""
+
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Go on elsewhere."""
+
+    def tell(self) -> int:
+        """Return at which byte it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +180,7 @@ class Layout:
         return np.ndarray(self.block_shape(rows), self.dtype, data, order=order)
 
 
-def read_header(file: IO[bytes], most: int = MAX_HEADER_SIZE) -> Layout:
+def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
     """Read the header of a `.npy` file, and leave the file where the data begins.
 
     NumPy's public readers do it. They have none for version 3, which is version 2 with names
@@ -202,7 +215,7 @@ def read_header(file: IO[bytes], most: int = MAX_HEADER_SIZE) -> Layout:
     return layout
 
 
-def _escaped(file: IO[bytes], most: int) -> IO[bytes]:
+def _escaped(file: Readable, most: int) -> io.BytesIO:
     """Return the length and text of a version 3 header as version 2 would have them."""
     (length,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
     text = file.read(length)
