@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flowmap.target import Target, open_target
     from flowmap.tasks import alloc_task, fill_task, pending_task, validate_task, write_task
     from flowmap.validation import validate
-    from flowmap.write import fill_segment, write_segment
+    from flowmap.write import fill_segment, open_segment, write_segment
 
 _HOMES: Final = {
     "Block": "segments",
@@ -57,6 +57,7 @@ _HOMES: Final = {
     "filler": "fillers",
     "load": "loading",
     "open_memmap": "mapping",
+    "open_segment": "write",
     "open_target": "target",
     "pending_task": "tasks",
     "reset": "resetting",
@@ -87,6 +88,7 @@ __all__ = [
     "filler",
     "load",
     "open_memmap",
+    "open_segment",
     "open_target",
     "pending_task",
     "reset",

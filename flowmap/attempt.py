@@ -15,39 +15,31 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from flowmap.errors import (
     ClaimLostError,
-    DamagedJobError,
-    InvalidArgumentError,
-    NotFoundError,
     OtherJobError,
-    OtherWorkError,
     StorageError,
-    WrongTypeError,
     cut,
     said,
-    storage_error,
     told,
 )
-from flowmap.job import Sidecar, read_job
+from flowmap.job import Sidecar
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import REASON_BYTES
-from flowmap.segments import Segment
 from flowmap.storage import (
     CHUNK,
-    NotRegularError,
     buffer_of,
-    opened,
     read_into,
+    reserve_range,
     start_writeback,
     sync_data,
     write_all,
 )
-from flowmap.work import describe
+from flowmap.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +50,7 @@ if TYPE_CHECKING:
     from flowmap.job import Job
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
+    from flowmap.segments import Segment
     from flowmap.work import Work
 
 
@@ -146,12 +139,8 @@ class Attempt:
         the page cache may hold what the disk does not, and this attempt's sync must cover
         it. Where the digest differs the filler computes the rows again.
         """
-        row_bytes = self.job.layout.row_bytes
         reached = self._digest.copy()
-        buffer = block_buffer(min(CHUNK, (rows - self._rows) * row_bytes), self.segment)
-        first, last = self._byte(self._rows), self._byte(rows)
-        for offset in range(first, last, max(len(buffer), 1)):
-            chunk = buffer[: last - offset]
+        for offset, chunk in self._chunks(self._rows, rows):
             try:
                 count = read_into(self._target, chunk, offset)
             except OSError:  # a bad sector: computing it again writes it anew
@@ -166,6 +155,13 @@ class Attempt:
             return False
         self._digest, self._rows = reached, max(rows, self._rows)
         return True
+
+    def _chunks(self, first: int, last: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield the byte at which each chunk of some rows lies, and a buffer for it."""
+        begin, end = self._byte(first), self._byte(last)
+        buffer = block_buffer(min(CHUNK, end - begin), self.segment)
+        for offset in range(begin, end, CHUNK):
+            yield offset, buffer[: end - offset]
 
     def _byte(self, row: int) -> int:
         """Return the byte of the file where a row of the segment begins."""
@@ -196,6 +192,54 @@ class Attempt:
         due = time.monotonic() - self._synced_at >= self.job.checkpoint_seconds
         if due and self.job.durability == "segment":
             self._record_durable("running")
+
+    def map(self) -> np.memmap[Any, Any]:
+        """Map the segment's bytes for reading and writing, so that no store can fail.
+
+        A store into a hole of a file on a full disk ends the process (SIGBUS): the space is
+        reserved first, or, where the file system cannot, what is there is written again. The
+        same goes for what an earlier attempt wrote: after a failed write-back the page cache
+        may hold what the disk does not, and this attempt's sync must cover it.
+
+        Returns:
+            The segment's rows, in the order and dtype of the target.
+
+        Raises:
+            ClaimLostError: Another attempt has the segment.
+            StorageError: There is no space, or what is there cannot be read, written or mapped.
+        """
+        rows, layout = self.segment.rows, self.job.layout
+        with self._told("cannot reserve the space of the segment; free some and run again"):
+            sure = reserve_range(self._target, self._byte(0), rows * layout.row_bytes)
+        if not sure or not (self.before.attempt == 0 or self.before.state == "done"):
+            for offset, chunk in self._chunks(0, rows):
+                with self._told("cannot read what is there; use write_segment()"):
+                    read_into(self._target, chunk, offset)
+                self._held().check()
+                self._write(chunk, offset)
+        self._held().check()
+        start, stop = self.segment.start, self.segment.stop
+        window = Window(layout, self.job.data_offset, start, stop, layout.axis)
+        with self._told("cannot map the segment"):
+            return window.map(self._target, "r+", self.job.path)
+
+    def adopt(self, mapped: np.memmap[Any, Any], data: NDArray[np.uint8]) -> None:
+        """Take what was written through the mapping for the rows of the whole segment.
+
+        Args:
+            mapped: What `map` returned.
+            data: Its bytes: shape (rows * row_bytes,), uint8.
+
+        Raises:
+            ClaimLostError: Another attempt has the segment.
+            StorageError: They cannot be synced.
+        """
+        self._held().check()
+        if self.job.durability == "segment":  # as POSIX has it: fdatasync need not know of them
+            with self._told("cannot sync the rows to disk; run again, and look at the disk"):
+                mapped.flush()
+        self._digest.update(data.data)
+        self._rows = self.segment.rows
 
     def commit(self) -> SegmentRecord:
         """Make the segment durable and record it as done; return its record.
@@ -267,39 +311,6 @@ class Attempt:
         return self._claim
 
 
-@contextlib.contextmanager
-def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
-    """Open what an attempt at a segment needs, and check it; record a failure of the block.
-
-    Raises:
-        WrongTypeError: `segment` is no segment.
-        NotFoundError: The target is gone.
-        OtherJobError: The segment belongs to another allocation of the path.
-        OtherWorkError: The job is pinned to other work.
-        DamagedJobError: The target or the ledger is not what was allocated.
-        StorageError: One of them cannot be opened.
-    """
-    if not isinstance(segment, Segment):
-        raise WrongTypeError(
-            f"segment is {segment!r}; it takes one of target.segments or target.pending()."
-        )
-    with _opened_for_writing(segment) as target:
-        # After the target: an overwrite removes job.json before it replaces the target, so
-        # that a job that is still there vouches for the file that was opened.
-        job = read_job(segment.path)
-        _check(job, segment, work, target)
-        with job.ledger(write=True) as ledger:
-            attempt = Attempt(job, segment, work, target, ledger)
-            # The ledger was opened by its name: an overwrite since may have put its own there.
-            attempt.refuse_if_replaced()
-            _refuse_other_job(read_job(segment.path), segment)
-            try:
-                yield attempt
-            except BaseException as error:
-                attempt.fail(error)
-                raise
-
-
 def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
     """Return zeroed memory for one block: shape (nbytes,), uint8.
 
@@ -314,57 +325,3 @@ def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
             "target with fewer block_rows, or use fewer workers"
         )
         raise StorageError(errno.ENOMEM, message) from error
-
-
-@contextlib.contextmanager
-def _opened_for_writing(segment: Segment) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = stack.enter_context(opened(segment.path, write=True))
-        except FileNotFoundError as error:
-            message = f"{segment.name}: there is no target here; allocate() makes it"
-            raise NotFoundError(2, message, str(segment.path)) from error
-        except NotRegularError as error:
-            raise DamagedJobError(
-                f"{segment.name}: {segment.path} is no regular file any more; somebody put "
-                "something else there. Put the target back, or allocate another.",
-                path=str(segment.path),
-            ) from error
-        except OSError as error:
-            doing = f"{segment.name}: cannot open the target for writing"
-            raise storage_error(error, doing, segment.path) from error
-        yield descriptor
-
-
-def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
-    _refuse_other_job(job, segment)
-    bounds = job.plan.bounds_of(segment.index) if segment.index < len(job.plan) else None
-    if bounds != (segment.start, segment.stop):
-        raise InvalidArgumentError(
-            f"{segment.name} is not one of the segments of {job.path}. Take them from "
-            "target.segments; do not make them."
-        )
-    if job.work is not None and job.work["fingerprint"] != work.fingerprint:
-        raise OtherWorkError(
-            f"{job.path} is pinned to {describe(job.work)}; for {segment.name} you gave "
-            f"{describe(work.describe())}. Fill it by the same work, or allocate another "
-            'target, or this one anew with exist="overwrite".',
-            segment=segment.name,
-        )
-    with told(f"{segment.name}: cannot read the target; look at the disk", segment.path):
-        problem = job.problem_with(target)
-    if problem is not None:
-        raise DamagedJobError(
-            f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
-            'from a copy, or begin anew with exist="overwrite".',
-            path=str(job.path),
-        )
-
-
-def _refuse_other_job(job: Job, segment: Segment) -> None:
-    if segment.job != job.id:
-        raise OtherJobError(
-            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
-            "anew since. Take the segments from open_target(path).",
-            path=str(job.path),
-        )

@@ -155,21 +155,35 @@ def reserve(descriptor: int, nbytes: int) -> None:
     must emulate, it writes into every block, which is not safe beside other writers.
     Elsewhere the size is set and compared with the free space: a check, no reservation.
     """
-    if nbytes == 0:
+    if reserve_range(descriptor, 0, nbytes):
         return
-    if sys.platform == "linux":
-        zero, length = ctypes.c_int64(0), ctypes.c_int64(nbytes)
-        number = errno.EINTR
-        while number == errno.EINTR:  # Python runs the signal's handler in between
-            if _LIBC.fallocate(descriptor, 0, zero, length) == 0:
-                return
-            number = ctypes.get_errno()
-        if number not in _UNSUPPORTED:
-            raise OSError(number, os.strerror(number))
     space = os.fstatvfs(descriptor)
     if nbytes > space.f_bavail * space.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, nbytes)
+
+
+def reserve_range(descriptor: int, offset: int, nbytes: int) -> bool:
+    """Give `nbytes` of the file from byte `offset` on their space, or raise `OSError` (ENOSPC).
+
+    What is there stays; the file becomes longer where the range ends beyond it.
+
+    Returns:
+        Whether the file system can do that.
+    """
+    if nbytes == 0:
+        return True
+    if sys.platform != "linux":
+        return False
+    first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
+    number = errno.EINTR
+    while number == errno.EINTR:  # Python runs the signal's handler in between
+        if _LIBC.fallocate(descriptor, 0, first, length) == 0:
+            return True
+        number = ctypes.get_errno()
+    if number not in _UNSUPPORTED:
+        raise OSError(number, os.strerror(number))
+    return False
 
 
 def link(private: Path, path: Path) -> None:

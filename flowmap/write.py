@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import traceback
 from contextvars import ContextVar
@@ -11,8 +12,9 @@ from typing import cast as cast_type
 import numpy as np
 import xxhash
 
+from flowmap.admission import attempting
 from flowmap.arguments import flag
-from flowmap.attempt import attempting, block_buffer
+from flowmap.attempt import block_buffer
 from flowmap.casting import converted
 from flowmap.errors import (
     FillerError,
@@ -268,3 +270,52 @@ def _check_values(
         )
     sized = hasattr(values, "dtype")
     return converted(array, layout.dtype, casting, segment.name, sized=sized)
+
+
+@contextlib.contextmanager
+def open_segment(segment: Segment, *, replace: bool = False) -> Iterator[np.memmap[Any, Any]]:
+    """Map one segment for reading and writing, for a `with` block; at its end it is done.
+
+    For what wants memory and not a function to call: numba, Fortran, MPI-IO. No lock is taken.
+    When the block ends without an error the bytes are synced and hashed, and the segment is
+    recorded as done; after an error it is recorded as failed. Stores go straight to the file: a
+    block that lost its segment to another attempt is told so at its end only, and validation
+    finds what it overwrote meanwhile.
+
+    The space is reserved before, so that on a full disk there is an error here. A store ends
+    the process nevertheless (SIGBUS) where somebody truncates the file, or the disk cannot be
+    read; and where every write takes new space (btrfs, ZFS) on a disk that fills up.
+
+    Args:
+        segment: From `target.segments` or `target.pending()`.
+        replace: Whether a segment that is done may be opened; until the block ends it is not
+            done any more.
+
+    Yields:
+        The rows of the segment as they are in the file: shape (rows, ...) in C order,
+        (..., rows) in Fortran order, () for a 0-d target. Zeros where nobody has written. After
+        the block it is read-only; views that were made of it must not be written to either.
+
+    Raises:
+        WrongTypeError: `segment` is no segment.
+        SegmentDoneError: It is done.
+        OtherJobError, OtherWorkError, ClaimLostError, DamagedJobError, StorageError: As in
+            `fill_segment`. It counts as the same work as `write_segment`.
+    """
+    replace = flag("replace", replace)
+    with attempting(segment, _written()) as attempt:
+        if attempt.before.state in FINISHED and not replace:
+            raise SegmentDoneError(
+                f"{segment.name} of {segment.path} is {attempt.before.state}. Pass "
+                "replace=True to open it all the same, or take one of target.pending().",
+                segment=segment.name,
+            )
+        attempt.begin(resume=False)
+        out = attempt.map()
+        data = out.ravel("K").view(np.uint8) if out.nbytes else np.empty(0, np.uint8)
+        try:
+            yield out
+        finally:
+            out.flags.writeable = False
+        attempt.adopt(out, data)
+        attempt.commit()

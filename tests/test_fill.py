@@ -394,7 +394,7 @@ def test_an_overwrite_before_the_claim_is_noticed(
 ) -> None:
     """An attempt that was checked just before writes nothing into the new job's ledger."""
     target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
-    real = flowmap.attempt._check
+    real = flowmap.admission._check
 
     def checked(*arguments: Any) -> None:
         real(*arguments)
@@ -403,7 +403,7 @@ def test_an_overwrite_before_the_claim_is_noticed(
             flowmap.reset(anew, 0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flowmap.attempt._check", checked)
+        patch.setattr("flowmap.admission._check", checked)
         with pytest.raises(OtherJobError, match="allocated anew"):
             flowmap.fill_segment(target.segments[0], ramp)
     assert flowmap.open_target(target.path).status()["attempt"] == [9]

@@ -45,12 +45,13 @@ CUTS = 18
 FILL = """
 import sys
 import numpy as np
-import flowmap, flowmap.attempt, flowmap.ledger
+import flowmap, flowmap.attempt, flowmap.ledger, flowmap.windows
 
-path, first, sabotage = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+path, first, sabotage, way = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 nothing = lambda *_: None
 if sabotage == "target":
     flowmap.attempt.sync_data = flowmap.attempt.start_writeback = nothing
+    flowmap.windows._Mapping.flush = nothing
 if sabotage == "ledger":
     flowmap.ledger.sync_data = nothing
 
@@ -69,7 +70,11 @@ target = flowmap.open_target(path)
 tell("ready")
 sys.stdin.readline()
 for segment in target.segments[first::2]:
-    flowmap.fill_segment(segment, ramp)
+    if way == "mapped":
+        with flowmap.open_segment(segment) as out:
+            out[...] = np.sqrt(np.arange(segment.start, segment.stop, dtype=float))
+    else:
+        flowmap.fill_segment(segment, ramp)
     tell("done", segment.index)
 """
 
@@ -127,11 +132,11 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def fill_and_cut(
-    disk: Disk, target: Target, seconds: float, sabotage: str = "none"
+    disk: Disk, target: Target, seconds: float, sabotage: str = "none", way: str = "filled"
 ) -> list[list[str]]:
     """Fill a target from two processes, cut the power; return what they told before."""
     children = [
-        start(script(FILL, target.path, first, sabotage), stdin=subprocess.PIPE)
+        start(script(FILL, target.path, first, sabotage, way), stdin=subprocess.PIPE)
         for first in (0, 1)
     ]
     for child in children:
@@ -198,11 +203,16 @@ def lost(target: Target, told: list[list[str]]) -> list[str]:
     return faults
 
 
-def check_completes(target: Target) -> None:
+def check_completes(target: Target, way: str = "filled") -> None:
     """Run the job again, and compare with the oracle."""
     done = [index for index, state in enumerate(states(target)) if state == "done"]
     attempts = target.status()["attempt"][done]
-    flowmap.fill(target, ramp, executor="threads")
+    if way == "mapped":
+        for segment in target.pending():
+            with flowmap.open_segment(segment) as out:
+                out[...] = np.sqrt(np.arange(segment.start, segment.stop, dtype=float))
+    else:
+        flowmap.fill(target, ramp, executor="threads")
     assert (target.status()["attempt"][done] == attempts).all()
     assert flowmap.validate(target).sealed
     np.testing.assert_array_equal(np.load(target.path), np.sqrt(np.arange(ROWS)))
@@ -221,31 +231,36 @@ def allocated(disk: Disk, checkpoint_seconds: float = 30) -> flowmap.Target:
     )
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0, 30])
-def test_what_was_done_is_there_after_a_power_cut(disk: Disk, checkpoint_seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("way", "checkpoint_seconds"), [("filled", 0), ("filled", 30), ("mapped", 30)]
+)
+def test_what_was_done_is_there_after_a_power_cut(
+    disk: Disk, way: str, checkpoint_seconds: int
+) -> None:
     """Of many cuts none loses a segment, or checkpoint, that was reported before it."""
     moments = random.Random(checkpoint_seconds)
     progress = []
     for _ in range(CUTS):
         target = allocated(disk, checkpoint_seconds)
-        told = fill_and_cut(disk, target, moments.uniform(0, 0.15))
+        told = fill_and_cut(disk, target, moments.uniform(0, 0.15), way=way)
         assert not lost(target, told), json.dumps(told)
         progress.append(len([words for words in told if words[0] == "done"]))
-        check_completes(target)
+        check_completes(target, way)
     assert max(progress) > 3, progress  # the cuts did fall into the fills
 
 
+@pytest.mark.parametrize("way", ["filled", "mapped"])
 @pytest.mark.parametrize("sabotage", ["target", "ledger"])
-def test_a_fill_without_its_syncs_would_be_caught(disk: Disk, sabotage: str) -> None:
+def test_a_fill_without_its_syncs_would_be_caught(disk: Disk, sabotage: str, way: str) -> None:
     """Without fdatasync of either file something that was reported is lost: it is seen."""
     for _ in range(8):
         target = allocated(disk)
-        if lost(target, fill_and_cut(disk, target, 0.1, sabotage)):
+        if lost(target, fill_and_cut(disk, target, 0.1, sabotage, way)):
             break
     else:
         pytest.fail("nothing was lost: the cut is none")
     flowmap.validate(target)  # finds what was lost, which is computed again
-    check_completes(target)
+    check_completes(target, way)
 
 
 def test_an_allocation_survives_a_power_cut(disk: Disk) -> None:

@@ -1,0 +1,115 @@
+"""The way to an attempt at a segment: what is opened, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from flowmap.attempt import Attempt
+from flowmap.errors import (
+    DamagedJobError,
+    InvalidArgumentError,
+    NotFoundError,
+    OtherJobError,
+    OtherWorkError,
+    WrongTypeError,
+    storage_error,
+    told,
+)
+from flowmap.job import read_job
+from flowmap.segments import Segment
+from flowmap.storage import NotRegularError, opened
+from flowmap.work import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flowmap.job import Job
+    from flowmap.work import Work
+
+
+@contextlib.contextmanager
+def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
+    """Open what an attempt at a segment needs, and check it; record a failure of the block.
+
+    Raises:
+        WrongTypeError: `segment` is no segment.
+        NotFoundError: The target is gone.
+        OtherJobError: The segment belongs to another allocation of the path.
+        OtherWorkError: The job is pinned to other work.
+        DamagedJobError: The target or the ledger is not what was allocated.
+        StorageError: One of them cannot be opened.
+    """
+    if not isinstance(segment, Segment):
+        raise WrongTypeError(
+            f"segment is {segment!r}; it takes one of target.segments or target.pending()."
+        )
+    with _opened_for_writing(segment) as target:
+        # After the target: an overwrite removes job.json before it replaces the target, so
+        # that a job that is still there vouches for the file that was opened.
+        job = read_job(segment.path)
+        _check(job, segment, work, target)
+        with job.ledger(write=True) as ledger:
+            attempt = Attempt(job, segment, work, target, ledger)
+            # The ledger was opened by its name: an overwrite since may have put its own there.
+            attempt.refuse_if_replaced()
+            _refuse_other_job(read_job(segment.path), segment)
+            try:
+                yield attempt
+            except BaseException as error:
+                attempt.fail(error)
+                raise
+
+
+@contextlib.contextmanager
+def _opened_for_writing(segment: Segment) -> Iterator[int]:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(opened(segment.path, write=True))
+        except FileNotFoundError as error:
+            message = f"{segment.name}: there is no target here; allocate() makes it"
+            raise NotFoundError(2, message, str(segment.path)) from error
+        except NotRegularError as error:
+            raise DamagedJobError(
+                f"{segment.name}: {segment.path} is no regular file any more; somebody put "
+                "something else there. Put the target back, or allocate another.",
+                path=str(segment.path),
+            ) from error
+        except OSError as error:
+            doing = f"{segment.name}: cannot open the target for writing"
+            raise storage_error(error, doing, segment.path) from error
+        yield descriptor
+
+
+def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
+    _refuse_other_job(job, segment)
+    bounds = job.plan.bounds_of(segment.index) if segment.index < len(job.plan) else None
+    if bounds != (segment.start, segment.stop):
+        raise InvalidArgumentError(
+            f"{segment.name} is not one of the segments of {job.path}. Take them from "
+            "target.segments; do not make them."
+        )
+    if job.work is not None and job.work["fingerprint"] != work.fingerprint:
+        raise OtherWorkError(
+            f"{job.path} is pinned to {describe(job.work)}; for {segment.name} you gave "
+            f"{describe(work.describe())}. Fill it by the same work, or allocate another "
+            'target, or this one anew with exist="overwrite".',
+            segment=segment.name,
+        )
+    with told(f"{segment.name}: cannot read the target; look at the disk", segment.path):
+        problem = job.problem_with(target)
+    if problem is not None:
+        raise DamagedJobError(
+            f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
+            'from a copy, or begin anew with exist="overwrite".',
+            path=str(job.path),
+        )
+
+
+def _refuse_other_job(job: Job, segment: Segment) -> None:
+    if segment.job != job.id:
+        raise OtherJobError(
+            f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
+            "anew since. Take the segments from open_target(path).",
+            path=str(job.path),
+        )

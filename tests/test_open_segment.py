@@ -1,0 +1,418 @@
+"""`open_segment`: Vik's way, with a claim before and the proof behind."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support import (
+    DTYPES,
+    ORDERS,
+    data_bytes,
+    flip,
+    oracle,
+    ramp,
+    run,
+    saved_bytes,
+    script,
+    start,
+    states,
+)
+
+import flowmap
+from flowmap import attempt as attempts
+from flowmap import storage
+from flowmap.errors import (
+    ClaimLostError,
+    OtherJobError,
+    OtherWorkError,
+    SegmentDoneError,
+    StorageError,
+    WrongTypeError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> flowmap.Target:
+    """Return a target of three segments."""
+    return flowmap.allocate(tmp_path / "a.npy", (3000, 2), "<f8", segments=3)
+
+
+def within(segment: flowmap.Segment, body: Callable[[NDArray[Any]], object]) -> None:
+    """Open a segment for a function that is the body of the block."""
+    with flowmap.open_segment(segment) as out:
+        body(out)
+
+
+class TestFilling:
+    """What is written in the block is there, synced, hashed and done."""
+
+    @pytest.mark.parametrize("fortran", ORDERS, ids=["C", "F"])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("shape", [(7,), (5, 3), (4, 3, 2), (3, 0), (), (0,)], ids=str)
+    def test_byte_for_byte(
+        self, tmp_path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
+    ) -> None:
+        """Every dtype, order and shape; the array is mapped, and is the target's slice."""
+        whole = oracle(shape, dtype)
+        rows = 1 if not shape else shape[-1] if fortran else shape[0]
+        target = flowmap.allocate(
+            tmp_path / "a.npy",
+            shape,
+            dtype,
+            fortran_order=fortran,
+            segments=min(rows, 3) or None,
+        )
+        for segment in target.segments:
+            rows_of = slice(segment.start, segment.stop)
+            with flowmap.open_segment(segment) as out:
+                assert type(out) is np.memmap
+                assert not out.size or not out.any() if dtype.kind in "fib" else True
+                index: Any = () if not shape else (..., rows_of) if fortran else rows_of
+                assert out.shape == np.asarray(whole[index]).shape
+                assert out.flags.f_contiguous if fortran else out.flags.c_contiguous
+                out[...] = whole[index]
+        assert states(target) == ["done"] * len(target.segments)
+        assert flowmap.validate(target).ok
+        wanted = saved_bytes(whole, tmp_path, fortran_order=fortran)
+        assert data_bytes(target.path, target.job.data_offset) == wanted
+
+    def test_record(self, target: flowmap.Target) -> None:
+        """It is one attempt, running while the block runs, done when it has ended."""
+        with flowmap.open_segment(target.segments[1]) as out:
+            assert states(target) == ["pending", "running", "pending"]
+            out[...] = 1
+        row = target.status()[1]
+        assert (row["state"], row["attempt"], row["rows_done"]) == ("done", 1, 1000)
+        with pytest.raises(ValueError, match="read-only"):
+            out[0] = 2
+
+    def test_reads_what_is_there(self, target: flowmap.Target) -> None:
+        """The rows that a cut short or failed block left are there for the next one."""
+
+        def fill_half(out: NDArray[Any]) -> None:
+            out[:500] = 7
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            within(target.segments[0], fill_half)
+        with flowmap.open_segment(target.segments[0]) as out:
+            assert (out[:500] == 7).all()
+            out[500:] = out[:500] + 1
+        assert flowmap.validate(target).bad_segments == target.segments[1:]
+        assert np.load(target)[999].tolist() == [8, 8]
+
+    def test_with_written_segments(self, target: flowmap.Target) -> None:
+        """Segments that are opened and segments that are written are one work."""
+        first, second, third = target.segments
+        flowmap.write_segment(first, np.ones((1000, 2)))
+        for segment in (second, third):
+            with flowmap.open_segment(segment) as out:
+                out[...] = 1
+        report = flowmap.validate(target)
+        assert report.ok
+        assert report.sealed
+
+    def test_durability_end(self, tmp_path: Path) -> None:
+        """With durability "end" the segment is written, and validation makes it done."""
+        target = flowmap.allocate(tmp_path / "a.npy", 10, "<f8", segments=2, durability="end")
+        for segment in target.segments:
+            with flowmap.open_segment(segment) as out:
+                out[...] = 1
+        assert states(target) == ["written", "written"]
+        assert flowmap.validate(target).ok
+        assert states(target) == ["done", "done"]
+
+    def test_other_dtype_in_place(self, target: flowmap.Target) -> None:
+        """What the block makes of its array's shape does not change which bytes count."""
+        with flowmap.open_segment(target.segments[0]) as out:
+            out[...] = 3
+            out.shape = (2000,)
+        assert states(target)[0] == "done"
+        assert flowmap.validate(target).bad_segments == target.segments[1:]
+
+    @pytest.mark.system("strace", packages="strace")
+    def test_order_of_system_calls(self, target: flowmap.Target) -> None:
+        """Reserve, store, sync the window, sync the file, record, sync the ledger."""
+        program = """
+            import sys, os, flowmap
+            (segment, *_) = flowmap.open_target(sys.argv[1]).segments
+            with flowmap.open_segment(segment) as out:
+                out[...] = 1
+                os.write(2, b"stored")
+        """
+        calls = "fallocate,msync,fdatasync,pwrite64,write"
+        command = ["strace", "-y", "-e", f"trace={calls}", *script(program, target.path)]
+        lines = run(command).stderr.splitlines()
+        seen = [
+            f"{line.partition('(')[0]} {'ledger' if 'ledger.npy' in line else ''}".strip()
+            for line in lines
+            if "a.npy" in line or "msync" in line or "stored" in line
+        ]
+        kept = [call for call in seen if call != "pwrite64"]  # of JSON beside
+        begin = kept.index("fallocate")
+        assert kept[begin:] == [
+            *("fallocate", "write", "msync", "fdatasync", "pwrite64 ledger", "fdatasync ledger")
+        ]
+
+
+class TestFailing:
+    """After an error nothing is called done that is not."""
+
+    def test_exception(self, target: flowmap.Target) -> None:
+        """The failure is recorded with its reason, and the error is the block's own."""
+        seen: list[NDArray[Any]] = []
+
+        def fail(out: NDArray[Any]) -> None:
+            seen.append(out)
+            raise RuntimeError("an error of my own")
+
+        with pytest.raises(RuntimeError, match="of my own"):
+            within(target.segments[1], fail)
+        row = target.status()[1]
+        assert (row["state"], row["reason"]) == ("failed", "RuntimeError: an error of my own")
+        with pytest.raises(ValueError, match="read-only"):
+            seen[0][0] = 2
+        assert [segment.index for segment in target.pending()] == [0, 1, 2]
+
+    def test_interrupt(self, target: flowmap.Target) -> None:
+        """Ctrl-C is a failure like any other."""
+        with pytest.raises(KeyboardInterrupt), flowmap.open_segment(target.segments[0]):
+            raise KeyboardInterrupt
+        assert states(target)[0] == "failed"
+
+    def test_killed(self, target: flowmap.Target) -> None:
+        """A process that is killed in the block leaves its segment running, to be filled."""
+        program = """
+            import sys, time, flowmap
+            with flowmap.open_segment(flowmap.open_target(sys.argv[1]).segments[0]) as out:
+                out[...] = 5
+                print("stored", flush=True)
+                time.sleep(60)
+        """
+        child = start(script(program, target.path))
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stored\n"
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        assert states(target)[0] == "running"
+        flowmap.fill_segment(target.segments[0], fives)
+        assert states(target)[0] == "done"
+
+    def test_zombie(self, target: flowmap.Target) -> None:
+        """A block that lost its segment records nothing; what it overwrote is found."""
+        (segment, *_) = target.segments
+
+        def lose(out: NDArray[Any]) -> None:
+            flowmap.write_segment(segment, np.ones((1000, 2)))
+            out[...] = 5
+
+        with pytest.raises(ClaimLostError, match="attempt 1 found"):
+            within(segment, lose)
+        assert states(target)[0] == "done"
+        assert target.status()["attempt"][0] == 2
+        assert segment in flowmap.validate(target).bad_segments
+        assert states(target)[0] == "damaged"
+
+    def test_sync_fails(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the disk does not take the rows, the segment failed."""
+        for name in ("flowmap.windows._Mapping.flush", "flowmap.attempt.sync_data"):
+            with monkeypatch.context() as patch:
+                patch.setattr(name, _fail)
+                with pytest.raises(StorageError, match="cannot sync the rows"):
+                    within(target.segments[0], lambda out: out.fill(1))
+            assert states(target)[0] == "failed"
+
+    def test_written_again_after_a_failure(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What an earlier attempt stored is written again, for this one to sync; no more."""
+        written: list[int] = []
+        real = storage.write_all
+
+        def noted(descriptor: int, data: memoryview, offset: int) -> None:
+            written.append(len(data))
+            real(descriptor, data, offset)
+
+        monkeypatch.setattr(attempts, "write_all", noted)
+        (segment, *_) = target.segments
+
+        def store_and_fail(out: NDArray[Any]) -> None:
+            out[...] = 4
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            within(segment, store_and_fail)
+        assert written == []
+        with flowmap.open_segment(segment) as out:
+            assert written == [16_000]
+            assert (out == 4).all()
+        flowmap.reset(target, 0)
+        with flowmap.open_segment(segment):
+            assert written == [16_000] * 2
+        with flowmap.open_segment(segment, replace=True):
+            assert written == [16_000] * 2
+
+
+class TestRefused:
+    """What cannot be opened, before anything changes."""
+
+    def test_done(self, target: flowmap.Target) -> None:
+        """A segment that is done is opened on an explicit word only, and lifts the seal."""
+        for segment in target.segments:
+            flowmap.write_segment(segment, np.ones((1000, 2)))
+        assert flowmap.validate(target).sealed
+        with (
+            pytest.raises(SegmentDoneError, match="replace=True"),
+            flowmap.open_segment(target.segments[0]),
+        ):
+            pytest.fail("it was opened")
+        assert flowmap.validate(target, mark=False).ok
+        with flowmap.open_segment(target.segments[0], replace=True) as out:
+            assert states(target)[0] == "running"
+            out[0] = 2
+        assert flowmap.validate(target).ok
+        assert np.load(target)[:2].tolist() == [[2, 2], [1, 1]]
+
+    def test_pinned(self, tmp_path: Path) -> None:
+        """A job that is pinned to a filler is filled by that."""
+        target = flowmap.allocate(tmp_path / "a.npy", 10, "<f8", filler=ramp)
+        with pytest.raises(OtherWorkError), flowmap.open_segment(target.segments[0]):
+            pytest.fail("it was opened")
+        assert set(states(target)) == {"pending"}
+
+    def test_other_allocation(self, target: flowmap.Target) -> None:
+        """A segment of a target that was allocated anew."""
+        flowmap.allocate(target.path, (3000, 2), "<f8", segments=3, exist="overwrite")
+        with pytest.raises(OtherJobError), flowmap.open_segment(target.segments[0]):
+            pytest.fail("it was opened")
+
+    def test_allocated_anew_meanwhile(self, target: flowmap.Target) -> None:
+        """A target that is replaced while the block runs is not touched by it."""
+
+        def replace(out: NDArray[Any]) -> None:
+            flowmap.allocate(target.path, (3000, 2), "<f8", segments=3, exist="overwrite")
+            out[...] = 1
+
+        with pytest.raises(OtherJobError):
+            within(target.segments[0], replace)
+        assert not np.load(target).any()
+        assert set(states(flowmap.open_target(target.path))) == {"pending"}
+
+    @pytest.mark.parametrize("wrong", [None, 0, "segment 0000", "path"])
+    def test_no_segment(self, wrong: Any) -> None:
+        """What is no segment."""
+        with (
+            pytest.raises(WrongTypeError, match=r"target\.pending"),
+            flowmap.open_segment(wrong),
+        ):
+            pytest.fail("it was opened")
+
+    def test_replace_is_a_flag(self, target: flowmap.Target) -> None:
+        """The option takes True or False."""
+        with (
+            pytest.raises(WrongTypeError),
+            flowmap.open_segment(
+                target.segments[0],
+                replace=1,  # type: ignore[arg-type]  # what the test is about
+            ),
+        ):
+            pytest.fail("it was opened")
+        assert set(states(target)) == {"pending"}
+
+
+class TestSpace:
+    """A store does not meet a full disk."""
+
+    @pytest.fixture
+    def small(self, tmp_path: Path) -> Iterator[Path]:
+        """Return a file system of four mebibytes."""
+        folder = tmp_path / "small"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+        subprocess.run(mount, check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+
+    PROGRAM = """
+        import sys, flowmap, flowmap.attempt
+        if sys.argv[2] == "without":
+            flowmap.attempt.reserve_range = lambda *_: False
+        for segment in flowmap.open_target(sys.argv[1]).segments:
+            try:
+                with flowmap.open_segment(segment) as out:
+                    out[...] = 1
+            except OSError as error:
+                print(segment.index, error.errno, error)
+    """
+
+    @pytest.mark.system("mount", packages="mount", root=True)
+    @pytest.mark.parametrize("fallocate", ["with", "without"])
+    def test_full_disk(self, small: Path, fallocate: str) -> None:
+        """Where there is no space there is an error, and not the end of the process."""
+        target = flowmap.allocate(
+            small / "a.npy", 1 << 20, "<f8", segments=4, reserve=False
+        )  # eight mebibytes
+        done = run(script(self.PROGRAM, target.path, fallocate))
+        assert done.returncode == 0, done
+        assert f"{errno.ENOSPC} [Errno {errno.ENOSPC}] segment 0001" in done.stdout
+        assert "free some" in done.stdout
+        assert states(target) == ["done", "failed", "failed", "failed"]
+        report = flowmap.validate(target)
+        assert report.bad_segments == target.segments[1:]
+
+    @pytest.mark.system("mount", packages="mount", root=True)
+    def test_what_would_happen(self, small: Path) -> None:
+        """The same by `open_memmap` alone ends the process: what the reservation is for."""
+        target = flowmap.allocate(small / "a.npy", 1 << 20, "<f8", reserve=False)
+        program = "import sys, flowmap; flowmap.open_memmap(sys.argv[1])[...] = 1"
+        assert run(script(program, target.path)).returncode == -7  # SIGBUS
+
+    def test_without_reservation(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the file system cannot reserve, what is there is written again, the same."""
+        (segment, *_) = target.segments
+        flip(target.path, target.job.data_offset + 9)
+        before = target.path.read_bytes()
+        monkeypatch.setattr(attempts, "reserve_range", lambda *_: False)
+        with flowmap.open_segment(segment) as out:
+            assert target.path.read_bytes() == before
+            out[...] = 1
+        assert states(target)[0] == "done"
+
+    def test_unreadable(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What cannot be read cannot be mapped either; it is said what can be done."""
+        (segment, *_) = target.segments
+        monkeypatch.setattr(attempts, "reserve_range", lambda *_: False)
+        with monkeypatch.context() as patch:
+            patch.setattr(attempts, "read_into", _fail)
+            with (
+                pytest.raises(StorageError, match="write_segment"),
+                flowmap.open_segment(segment),
+            ):
+                pytest.fail("it was opened")
+        assert states(target)[0] == "failed"
+        flowmap.write_segment(segment, np.ones((1000, 2)))
+
+
+@flowmap.filler
+def fives(out: Any, block: flowmap.Block) -> None:
+    """Fill with fives."""
+    out[...] = 5
+
+
+def _fail(*_: Any) -> int:
+    raise OSError(errno.EIO, "no")
