@@ -308,7 +308,7 @@ def masked_window(
     with _opened_again(target.job) as descriptor:
         mapped = window.map(descriptor, "r", target.path)
         status = target.status()
-    first, last = (0, layout.rows) if layout.fortran_order else (window.start, window.stop)
+    first, last = (window.start, window.stop) if window.contiguous else (0, layout.rows)
     starts, stops = (np.clip(status[name], first, last) for name in ("start", "stop"))
     done = np.repeat(status["state"] == "done", stops - starts)
     return with_mask(mapped, done, layout.axis, copy=mode is None)
