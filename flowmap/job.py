@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from flowmap.errors import (
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, dtype_from_descr, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
+from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
 from flowmap.work import describe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flowmap.work import Work
 
 FORMAT: Final = 1
@@ -286,6 +289,39 @@ def read_job(path: Path) -> Job:
         raise storage_error(error, "cannot read the job", sidecar.job) from error
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged_job(sidecar, path, str(error)) from error
+
+
+@contextlib.contextmanager
+def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
+    """Open the target at an absolute path for reading, for a `with` block.
+
+    Yields:
+        Its job, and the descriptor of the file, whose size and header are those of the job.
+
+    Raises:
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`; or
+            the file itself is not regular, is not what was allocated, or cannot be opened.
+    """
+    job = read_job(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(opened(path))
+            problem = job.problem_with(descriptor)
+        except NotRegularError as error:
+            raise ForeignFileError(
+                f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
+                "devices. Give the path of the .npy file itself.",
+                path=str(path),
+            ) from error
+        except OSError as error:
+            raise storage_error(error, "cannot open the target", path) from error
+        if problem is not None:
+            raise DamagedJobError(
+                f"{path} {problem}: something else wrote to it, or it is another file. Restore "
+                'it from a copy, or begin anew with exist="overwrite".',
+                path=str(path),
+            )
+        yield job, descriptor
 
 
 def refuse_replaced(job: Job) -> None:

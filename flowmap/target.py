@@ -6,21 +6,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from flowmap.errors import (
-    DamagedJobError,
-    ForeignFileError,
-    InvalidArgumentError,
-    short,
-    storage_error,
-)
-from flowmap.job import Job, absolute, read_job, refuse_replaced, replaced
+from flowmap import handing
+from flowmap.errors import InvalidArgumentError, short
+from flowmap.job import Job, absolute, opened_target, refuse_replaced, replaced
 from flowmap.records import STATUS
-from flowmap.storage import NotRegularError, opened
 
 if TYPE_CHECKING:
     import os
     from pathlib import Path
 
+    from dask.array import Array
     from numpy.typing import NDArray
 
     from flowmap.segments import Segment
@@ -43,25 +38,8 @@ def open_target(path: str | os.PathLike[str]) -> Target:
         DamagedJobError: Its size, its header or its records are not what was allocated.
         StorageError: It cannot be read.
     """
-    job = read_job(absolute(path))
-    try:
-        with opened(job.path) as descriptor:
-            problem = job.problem_with(descriptor)
-    except NotRegularError as error:
-        raise ForeignFileError(
-            f"{job.path} is not a regular file; flowmap opens no links, folders, pipes or "
-            "devices. Give the path of the .npy file itself.",
-            path=str(job.path),
-        ) from error
-    except OSError as error:
-        raise storage_error(error, "cannot open the target", job.path) from error
-    if problem is not None:
-        raise DamagedJobError(
-            f"{job.path} {problem}: something else wrote to it, or it is another file. Restore "
-            'it from a copy, or begin anew with exist="overwrite".',
-            path=str(job.path),
-        )
-    return Target(job)
+    with opened_target(absolute(path)) as (job, _):
+        return Target(job)
 
 
 class Target:
@@ -194,3 +172,56 @@ class Target:
             return np.zeros(self.shape, self.dtype)
         order: Literal["F", "C"] = "F" if self.fortran_order else "C"
         return np.memmap(self.path, self.dtype, mode, job.data_offset, self.shape, order)
+
+    def to_dask(self) -> Array:
+        """Hand it to Dask: a lazy array whose chunks are the segments, cut along the rows.
+
+        Nothing is read now, and the graph holds no data: the task of a chunk opens the file,
+        which its worker must see under the same path, and reads no more than what is asked of
+        it. Rows not done yet are whatever is there when a task reads them. The name of the
+        array changes with the records of the job and the time the file was last written, so
+        that no scheduler takes an old chunk for a new one; call it again after a change. A
+        task fails with `OtherJobError` where the target was allocated anew since.
+
+        Returns:
+            A `dask.array.Array` of the target's shape and dtype.
+
+        Raises:
+            MissingExtraError: Dask is not installed.
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+        """
+        return handing.to_dask(self.job, self.status())
+
+    def zarr_references(self) -> dict[str, Any]:
+        """Hand it to Zarr 3 by reference: nothing is read or copied, now or into the result.
+
+        zarr opens it, with fsspec, for reading:
+
+            zarr.open_array("reference://", storage_options={"fo": references}, mode="r")
+
+        where `"fo"` may also be the name of a file, ending in ".json", that `json.dump` wrote
+        them to. Always say `mode="r"`: whatever is written goes into a copy of the references
+        in memory, never to the file. zarr warns (`UnstableSpecificationWarning`) of dtypes that
+        other readers of Zarr may not know: texts, bytes and records.
+
+        What is there when a chunk is read is taken as it is: rows not done yet, and another job
+        in the same place, so make the references of a target that is done, and anew for each
+        job. A file that is gone or cut short is an error of fsspec or zarr.
+
+        Zarr's chunks are all of one length, and those of a `.npy` file end where it ends, so
+        that the length divides the number of rows: the one that makes about as many chunks as
+        there are segments.
+
+        Returns:
+            A reference set in kerchunk's format, version 1, as JSON has it: `{"version": 1,
+            "refs": {"zarr.json": metadata, "c/0/0": [path, first byte, bytes], ...}}`.
+
+        Raises:
+            MissingExtraError: zarr is not installed.
+            InvalidArgumentError: zarr has no such dtype; or no sensible length of a chunk
+                divides the number of rows.
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+        """
+        return handing.zarr_references(self.job)
