@@ -156,8 +156,7 @@ def zarr_references(job: Job) -> dict[str, Any]:
     """
     zarr = _extra("zarr", "zarr")
     with _opened(job.path, job.id):
-        pass
-    layout = job.layout
+        layout = job.layout
     count = _chunk_count(job) if layout.nbytes else 0
     rows = layout.rows // count if count else layout.rows
     metadata, key_of = _zarr_metadata(zarr, layout, layout.block_shape(rows))
@@ -217,7 +216,8 @@ def _zarr_metadata(
     axes = range(len(layout.shape))
     transposed = [codecs.TransposeCodec(order=tuple(reversed(axes)))] if len(axes) > 1 else []
     with warnings.catch_warnings():
-        # That other readers may not know a dtype concerns who opens it, and zarr says it then.
+        # Zarr's specification lacks texts, bytes and records: said in `Target.zarr_references`,
+        # and for a store that others read a reason to warn; here zarr itself opens it.
         warnings.simplefilter("ignore", errors.UnstableSpecificationWarning)
         try:
             zarr.create_array(
@@ -252,8 +252,9 @@ def _holds(theirs: np.dtype[Any], ours: np.dtype[Any]) -> bool:
 def _no_zarr_dtype(dtype: np.dtype[Any], why: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"zarr cannot read dtype {dtype} where it lies: {why.rstrip('.')}. It can read "
-        "numbers, dates with a unit, texts and bytes, and records of them without padding, "
-        "inner arrays, titles or foreign byte order. Take to_dask(), which has every dtype."
+        "numbers but long doubles, dates with a unit, texts and bytes, and records of them "
+        "without padding, inner arrays, titles or foreign byte order. Take to_dask(), which "
+        "has every dtype."
     )
 
 

@@ -177,11 +177,12 @@ class Target:
         """Hand it to Dask: a lazy array whose chunks are the segments, cut along the rows.
 
         Nothing is read now, and the graph holds no data: the task of a chunk opens the file,
-        which its worker must see under the same path, and reads no more than what is asked of
-        it. Rows not done yet are whatever is there when a task reads them. The name of the
-        array changes with the records of the job and the time the file was last written, so
-        that no scheduler takes an old chunk for a new one; call it again after a change. A
-        task fails with `OtherJobError` where the target was allocated anew since.
+        which its worker must see, with its records, under the same path. `rows[5:10]` reads
+        those rows only (of a slice of a slice, Dask hands down the first). Rows not done yet
+        are whatever is there when a task reads them. The name of the array changes with the
+        records of the job and the time the file was last written, so that no scheduler takes
+        an old chunk for a new one: call it again after a change. A task fails with
+        `OtherJobError` where the target was allocated anew since.
 
         Returns:
             A `dask.array.Array` of the target's shape and dtype.
@@ -202,8 +203,8 @@ class Target:
 
         where `"fo"` may also be the name of a file, ending in ".json", that `json.dump` wrote
         them to. Always say `mode="r"`: whatever is written goes into a copy of the references
-        in memory, never to the file. zarr warns (`UnstableSpecificationWarning`) of dtypes that
-        other readers of Zarr may not know: texts, bytes and records.
+        in memory, never to the file. Texts, bytes and records are zarr's own dtypes, not yet in
+        Zarr's specification: other readers of Zarr may not know them.
 
         What is there when a chunk is read is taken as it is: rows not done yet, and another job
         in the same place, so make the references of a target that is done, and anew for each
