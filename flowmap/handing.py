@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flowmap.errors import InvalidArgumentError, MissingExtraError, said
+from flowmap.errors import InvalidArgumentError, MissingExtraError, said, storage_error
 from flowmap.job import opened_target, refuse_replaced, replaced
 
 if TYPE_CHECKING:
@@ -95,8 +95,15 @@ def read_part(job: Job, descriptor: int, index: Any) -> NDArray[Any]:
 
     Returns:
         The part, in memory of its own.
+
+    Raises:
+        StorageError: The file cannot be mapped.
     """
-    data = np.frombuffer(mmap.mmap(descriptor, job.size, access=mmap.ACCESS_READ), np.uint8)
+    try:
+        mapped = mmap.mmap(descriptor, job.size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise storage_error(error, "cannot map the target to read it", job.path) from error
+    data = np.frombuffer(mapped, np.uint8)
     whole = job.layout.as_array(data[job.data_offset :], job.layout.rows)
     # The dtype, since an index of a single element gives a scalar, of which it is guessed.
     return np.array(whole[index], whole.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import mmap
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from flowmap.errors import (
     MissingExtraError,
     NotFoundError,
     OtherJobError,
+    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +116,18 @@ class TestRefused:
         monkeypatch.setattr(handing, "read_part", overwrite)
         with pytest.raises(OtherJobError, match="allocated anew"):
             rows[:2].compute()
+
+    def test_not_mapped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the system does not map the file it says which, and why."""
+        rows = written(tmp_path / "a.npy", np.arange(10.0)).to_dask()
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise OSError(errno.ENODEV, "no")
+
+        monkeypatch.setattr(mmap, "mmap", refuse)
+        with pytest.raises(StorageError, match=r"cannot map the target.*a\.npy") as caught:
+            rows.compute()
+        assert caught.value.errno == errno.ENODEV
 
 
 class TestXarray:
