@@ -81,6 +81,10 @@ class FillerRefusedError(InvalidArgumentError):
     """A deployed run may not import this filler: whoever runs the worker did not allow it."""
 
 
+class MissingExtraError(FlowmapError, ImportError):
+    """What hands a target on needs a library that is not installed."""
+
+
 class TargetExistsError(FlowmapError, FileExistsError):
     """Something is at the path already.
 

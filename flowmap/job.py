@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,21 @@ from flowmap.errors import (
     WrongTypeError,
     short,
     storage_error,
+    told,
 )
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, dtype_from_descr, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
+from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
+from flowmap.windows import Window
 from flowmap.work import describe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from flowmap.windows import MapMode
     from flowmap.work import Work
 
 FORMAT: Final = 1
@@ -176,6 +184,21 @@ class Job:
             for index, (start, stop) in enumerate(self.plan.bounds())
         )
 
+    def window(self, offset: Any = 0, shape: Any = None) -> Window:
+        """Return a window of the target, as `Window.asked` does."""
+        return Window.asked(self.layout, self.data_offset, offset, shape, self.path)
+
+    def map(
+        self, descriptor: int, mode: MapMode, window: Window | None = None
+    ) -> np.memmap[Any, Any]:
+        """Map the open target, or a window of it, as `Window.map` does.
+
+        Raises:
+            StorageError: It cannot be mapped.
+        """
+        with told("cannot map the target", self.path):
+            return (window or self.window()).map(descriptor, mode, self.path)
+
     def ledger(self, *, write: bool = False) -> Ledger:
         """Open the ledger, for a `with` block."""
         path = Sidecar.of(self.path).ledger
@@ -286,6 +309,55 @@ def read_job(path: Path) -> Job:
         raise storage_error(error, "cannot read the job", sidecar.job) from error
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged_job(sidecar, path, str(error)) from error
+
+
+@contextlib.contextmanager
+def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
+    """Open the target at an absolute path for reading, for a `with` block.
+
+    Yields:
+        Its job, and the descriptor of the file, whose size and header are those of the job.
+
+    Raises:
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`; or
+            the file itself is not regular, is not what was allocated, or cannot be opened.
+    """
+    job = read_job(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(opened(path))
+            problem = job.problem_with(descriptor)
+        except NotRegularError as error:
+            raise ForeignFileError(
+                f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
+                "devices. Give the path of the .npy file itself.",
+                path=str(path),
+            ) from error
+        except OSError as error:
+            raise storage_error(error, "cannot open the target", path) from error
+        if problem is not None:
+            raise DamagedJobError(
+                f"{path} {problem}: something else wrote to it, or it is another file. Restore "
+                'it from a copy, or begin anew with exist="overwrite".',
+                path=str(path),
+            )
+        yield job, descriptor
+
+
+@contextlib.contextmanager
+def opened_again(path: Path, job_id: str) -> Iterator[tuple[Job, int]]:
+    """Like `opened_target`, for one job only: what the block reads was never another's.
+
+    Raises:
+        OtherJobError: The target was allocated anew since.
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `opened_target`.
+    """
+    with opened_target(path) as (job, descriptor):
+        if job.id != job_id:
+            raise replaced(path)
+        yield job, descriptor
+    # An overwrite removes `job.json` first: what is still there vouches for what was opened.
+    refuse_replaced(job)
 
 
 def refuse_replaced(job: Job) -> None:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import time
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
+from flowmap import handing
 from flowmap.arguments import seconds
-from flowmap.errors import (
-    DamagedJobError,
-    ForeignFileError,
-    InvalidArgumentError,
-    NotDoneTimeoutError,
-    short,
-    storage_error,
-)
-from flowmap.job import Job, absolute, read_job, refuse_replaced, replaced
+from flowmap.errors import InvalidArgumentError, NotDoneTimeoutError, short
+from flowmap.job import Job, absolute, opened_again, opened_target, refuse_replaced
 from flowmap.masking import with_mask
 from flowmap.records import STATUS
-from flowmap.storage import NotRegularError, open_existing
-from flowmap.windows import Window
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from dask.array import Array
     from numpy.typing import NDArray
 
     from flowmap.segments import Segment
@@ -51,39 +43,8 @@ def open_target(path: str | os.PathLike[str]) -> Target:
         DamagedJobError: Its size, its header or its records are not what was allocated.
         StorageError: It cannot be read.
     """
-    with _opened(absolute(path)) as (job, _):
+    with opened_target(absolute(path)) as (job, _):
         return Target(job)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Job, int]]:
-    """Open a target for reading, for a `with` block that gets its job and the descriptor.
-
-    Raises:
-        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
-    """
-    job = read_job(path)
-    try:
-        descriptor = open_existing(path)
-    except NotRegularError as error:
-        raise ForeignFileError(
-            f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
-            "devices. Give the path of the .npy file itself.",
-            path=str(path),
-        ) from error
-    except OSError as error:
-        raise storage_error(error, "cannot open the target", path) from error
-    try:
-        problem = job.problem_with(descriptor)
-        if problem is not None:
-            raise DamagedJobError(
-                f"{path} {problem}: something else wrote to it, or it is another file. Restore "
-                'it from a copy, or begin anew with exist="overwrite".',
-                path=str(path),
-            )
-        yield job, descriptor
-    finally:
-        os.close(descriptor)
 
 
 class Target:
@@ -209,8 +170,8 @@ class Target:
             raise InvalidArgumentError(
                 f"mode is {short(mode)}; it takes 'r' or 'c'. To write, fill or write segments."
             )
-        with _opened_again(self.job) as descriptor:
-            return _window(self.job).map(descriptor, mode, self.path)
+        with opened_again(self.path, self.id) as (job, descriptor):
+            return job.map(descriptor, mode)
 
     def masked(self) -> np.ma.MaskedArray[Any, Any]:
         """Map the whole array for reading, with the rows masked that are not done yet.
@@ -270,18 +231,59 @@ class Target:
             if not news.size:
                 time.sleep(max(0, min(poll_seconds, until - now)))
 
+    def to_dask(self) -> Array:
+        """Hand it to Dask: a lazy array whose chunks are the segments, cut along the rows.
 
-@contextlib.contextmanager
-def _opened_again(job: Job) -> Iterator[int]:
-    """Open the target of a job for reading, for a `with` block; refuse another job's."""
-    with _opened(job.path) as (found, descriptor):
-        if found.id != job.id:
-            raise replaced(job.path)
-        yield descriptor
+        Nothing is read now, and the graph holds no data: the task of a chunk opens the file,
+        which its worker must see, with its records, under the same path. `rows[5:10]` reads
+        those rows only (of a slice of a slice, Dask hands down the first). Rows not done yet
+        are whatever is there when a task reads them. The name of the array changes with the
+        records of the job and the time the file was last written, so that no scheduler takes
+        an old chunk for a new one: call it again after a change. A task fails with
+        `OtherJobError` where the target was allocated anew since.
 
+        Returns:
+            A `dask.array.Array` of the target's shape and dtype.
 
-def _window(job: Job, offset: Any = 0, shape: Any = None) -> Window:
-    return Window.asked(job.layout, job.data_offset, offset, shape, job.path)
+        Raises:
+            MissingExtraError: Dask is not installed.
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+        """
+        return handing.to_dask(self.job, self.status())
+
+    def zarr_references(self) -> dict[str, Any]:
+        """Hand it to Zarr 3 by reference: nothing is read or copied, now or into the result.
+
+        zarr opens it, with fsspec, for reading:
+
+            zarr.open_array("reference://", storage_options={"fo": references}, mode="r")
+
+        where `"fo"` may also be the name of a file, ending in ".json", that `json.dump` wrote
+        them to. Always say `mode="r"`: whatever is written goes into a copy of the references
+        in memory, never to the file. Texts, bytes and records are zarr's own dtypes, not yet in
+        Zarr's specification: other readers of Zarr may not know them.
+
+        What is there when a chunk is read is taken as it is: rows not done yet, and another job
+        in the same place, so make the references of a target that is done, and anew for each
+        job. A file that is gone or cut short is an error of fsspec or zarr.
+
+        Zarr's chunks are all of one length, and those of a `.npy` file end where it ends, so
+        that the length divides the number of rows: the one that makes about as many chunks as
+        there are segments.
+
+        Returns:
+            A reference set in kerchunk's format, version 1, as JSON has it: `{"version": 1,
+            "refs": {"zarr.json": metadata, "c/0/0": [path, first byte, bytes], ...}}`.
+
+        Raises:
+            MissingExtraError: zarr is not installed.
+            InvalidArgumentError: zarr has no such dtype; or no sensible length of a chunk
+                divides the number of rows.
+            OtherJobError: The target was allocated anew since it was opened.
+            NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
+        """
+        return handing.zarr_references(self.job)
 
 
 def masked_window(
@@ -303,10 +305,9 @@ def masked_window(
         OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
             `Target.masked`.
     """
-    window, layout = _window(target.job, offset, shape), target.job.layout
-    # The file before the ledger: the job that the ledger is of then vouches for the file.
-    with _opened_again(target.job) as descriptor:
-        mapped = window.map(descriptor, "r", target.path)
+    window, layout = target.job.window(offset, shape), target.job.layout
+    with opened_again(target.path, target.id) as (job, descriptor):
+        mapped = job.map(descriptor, "r", window)
         status = target.status()
     first, last = (window.start, window.stop) if window.contiguous else (0, layout.rows)
     starts, stops = (np.clip(status[name], first, last) for name in ("start", "stop"))

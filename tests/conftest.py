@@ -6,9 +6,15 @@ import os
 import shutil
 import socket
 import tempfile
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+from flowmap import handing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 hypothesis.settings.register_profile("flowmap", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("flowmap")
@@ -27,6 +33,20 @@ os.environ["PREFECT_HOME"] = _HOME.name
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{_free_port()}/api"
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
+    """Return the parts of targets that Dask's tasks read from now on, in this process."""
+    read, seen = handing.read_part, list[Any]()
+
+    def look(*arguments: Any) -> Any:
+        seen.append(read(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(handing, "read_part", look)
+    return seen
+
 
 NO_SKIPS = os.environ.get("FLOWMAP_TEST_NO_SKIPS") == "1"
 

@@ -214,3 +214,22 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+
+
+def written(
+    path: Path, values: NDArray[Any], *, fortran_order: bool = False, segments: int = 3
+) -> Target:
+    """Return a target that holds some values, in so many segments where it has the rows."""
+    rows = Layout(values.shape, values.dtype, fortran_order).rows
+    target = flowmap.allocate(
+        path,
+        values.shape,
+        values.dtype,
+        fortran_order=fortran_order,
+        segments=min(segments, max(rows, 1)),
+    )
+    for segment in target.segments:
+        part = slice(segment.start, segment.stop)
+        place = (..., part) if fortran_order else part
+        flowmap.write_segment(segment, values[place] if values.shape else values)
+    return target

@@ -29,6 +29,7 @@ RESEMBLED: dict[str, tuple[type[Exception], ...]] = {
     "WrongTypeError": (TypeError,),
     "FillerNotFoundError": (ValueError,),
     "FillerRefusedError": (ValueError,),
+    "MissingExtraError": (ImportError,),
     "TargetExistsError": (FileExistsError, OSError),
     "ForeignFileError": (FileExistsError, ValueError),
     "OtherJobError": (FileExistsError, ValueError),

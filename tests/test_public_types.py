@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, assert_type
 
 import numpy as np
+from dask.array import Array
 
 import flowmap
 
@@ -42,6 +43,8 @@ def test_types_of_the_core(tmp_path: Path) -> None:
     assert_type(report.digest, str | None)
     assert_type(report.bad_segments, tuple[flowmap.Segment, ...])
     assert_type(target.shape, tuple[int, ...])
+    assert_type(target.zarr_references(), dict[str, Any])
+    assert_type(target.to_dask(), Array)
     assert np.load(target).sum() == 4 * 3 + 3 * 3 + 2 * 3 * 3
 
 

@@ -116,7 +116,7 @@ class TestTarget:
             raise OSError(errno.EIO, "no")
 
         monkeypatch.setattr(os, "pread", fail)
-        with pytest.raises(StorageError, match="cannot read the target's header") as caught:
+        with pytest.raises(StorageError, match="cannot open the target") as caught:
             flowmap.open_target(target.path)
         assert caught.value.errno == errno.EIO
         with target.path.open("rb") as file, pytest.raises(StorageError, match="header"):
