@@ -48,6 +48,19 @@ def test_types_of_the_core(tmp_path: Path) -> None:
     assert np.load(target).sum() == 4 * 3 + 3 * 3 + 2 * 3 * 3
 
 
+def test_types_of_mapping_and_reading(tmp_path: Path) -> None:
+    """What is mapped is a `np.memmap`, what is masked a masked array."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "<f8", segments=2)
+    with flowmap.open_segment(target.segments[0]) as out:
+        assert_type(out, np.memmap[Any, Any])
+    assert_type(flowmap.open_memmap(target.path, "r", offset=5), np.memmap[Any, Any])
+    assert_type(target.masked(), np.ma.MaskedArray[Any, Any])
+    for segment in target.as_completed():
+        assert_type(segment, flowmap.Segment)
+        break
+    assert flowmap.load(target.path, offset=np.int64(5), shape=[5]).shape == (5,)
+
+
 def test_decorator_keeps_the_type_of_the_function() -> None:
     """A marked filler is still the function that it was."""
     out = np.zeros(2)

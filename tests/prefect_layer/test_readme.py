@@ -71,6 +71,11 @@ def test_every_snippet_of_the_readme_runs(
                     printed += executed(command)
     assert "squares.npy is valid: digest" in printed
     assert "segment 0002" in printed, "what was reset is missing"
+    assert "[7. 0.]\n(10, 50)\n" in printed, "the windows are not those rows"
+    assert np.load("mapped.npy")[999, 49] == np.sqrt(999)
+    assert re.search(r"of \d{7,8} rows that are done\n", printed)
+    assert "the last one was segment" in printed
+    assert f"\n{0.5 * 9_999_999.0**2}\n" in printed, "the largest of the last rows"
     assert np.load("squares.npy", mmap_mode="r")[-1] == 0.5 * 9_999_999.0**2
     assert np.load("sweep.npy", mmap_mode="r").shape == (1_000_000,)
     assert np.load("table.npy", mmap_mode="r")[-1, 0] == 1999
