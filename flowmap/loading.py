@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
@@ -15,12 +15,11 @@ from flowmap.arguments import flag
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short, told
 from flowmap.mapping import not_npy, open_memmap, opened_npy, refuse_objects
 from flowmap.npy import MAX_HEADER_SIZE, read_header
-from flowmap.storage import read_into
 from flowmap.target import masked_window, open_target
 from flowmap.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -102,8 +101,8 @@ def load(
             return _read_object(file, most, offset, shape)
         with opened_npy(file, most) as (opened, layout):
             window = Window.asked(layout, opened.tell(), offset, shape, file)
-            with told("cannot read the file", file):
-                return _read(window, functools.partial(read_into, opened.fileno()), file)
+            with told("cannot read the file", file), _ending_told(file):
+                return window.read_file(opened.fileno())
     if windowed:
         raise InvalidArgumentError(
             f"{file} is no .npy file: offset and shape choose a window of one array. Load it "
@@ -148,16 +147,17 @@ def _read_object(file: Any, most: int, offset: Any, shape: Any) -> NDArray[Any]:
             filled += len(data)
         return filled
 
-    values = _read(window, read_at, file)
+    with _ending_told(file):
+        values = window.read(read_at)
     file.seek(begin + layout.nbytes)
     return values
 
 
-def _read(
-    window: Window, read_at: Callable[[NDArray[np.uint8], int], int], file: object
-) -> NDArray[Any]:
+@contextlib.contextmanager
+def _ending_told(file: object) -> Iterator[None]:
+    """Say that a file ends within a window."""
     try:
-        return window.read(read_at)
+        yield
     except EOFError as error:
         raise InvalidArgumentError(
             f"{file} is too short: it ends within the window. It was cut short, or not written "

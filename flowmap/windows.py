@@ -7,6 +7,7 @@ the other axes.
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, short
+from flowmap.storage import read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from flowmap.npy import Layout
 
 MapMode = Literal["r", "r+", "c"]
+_MANY: Final = 1000
+"""Pieces beyond which a call to read each costs more than mapping them, if they lie close."""
+
 _ACCESS: Final = {"r": mmap.ACCESS_READ, "r+": mmap.ACCESS_WRITE, "c": mmap.ACCESS_COPY}
 
 
@@ -47,6 +52,11 @@ class Pieces(NamedTuple):
     def span(self) -> int:
         """Bytes from the beginning of the first to the end of the last; 0 without any bytes."""
         return (self.number - 1) * self.step + self.length if self.length and self.number else 0
+
+    @property
+    def close(self) -> bool:
+        """Whether no page lies between two of them, so that all of the span are needed."""
+        return self.step - self.length < mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +94,45 @@ class Window:
             WrongTypeError: They are not whole numbers.
             InvalidArgumentError: The array has no such window.
         """
-        first, rest = whole("offset", offset), layout.shape[1:]
-        length = layout.shape[0] if layout.shape else 1
-        if not 0 <= first <= (length if layout.shape else 0):
+        first = whole("offset", offset)
+        asked = None if shape is None else wholes("shape", shape)
+        dimensions = (asked,) if isinstance(asked, int) else asked
+        if not layout.shape:
+            if first or dimensions:
+                raise InvalidArgumentError(
+                    f"offset {short(first)} and shape {short(dimensions)} are asked of {where}, "
+                    "whose shape is (): it has no axis to count along. Leave them out."
+                )
+            return cls(layout, data_offset, 0, 1)
+        length, *rest = layout.shape
+        if not 0 <= first <= length:
             raise InvalidArgumentError(
                 f"offset is {short(first)}, but {where} has shape {layout.shape}: it counts "
-                "indices along the first axis, "
-                + (f"and can be 0 to {length}." if layout.shape else "which a 0-d array lacks.")
+                f"indices along the first axis, and can be 0 to {length}."
             )
-        if shape is None:
+        if dimensions is None:
             return cls(layout, data_offset, first, length)
-        asked = wholes("shape", shape)
-        dimensions = asked if isinstance(asked, tuple) else (asked,)
-        if not layout.shape and not dimensions:
-            return cls(layout, data_offset, 0, 1)
-        if not layout.shape or dimensions[1:] != rest or not dimensions or dimensions[0] < 0:
-            wanted = ("n", *rest) if layout.shape else ()
+        count = dimensions[0] if dimensions else -1
+        if count < 0 or list(dimensions[1:]) != rest:
+            wanted = ", ".join(map(str, ["n", *rest])) if rest else "n,"
             raise InvalidArgumentError(
                 f"shape is {short(dimensions)}, but {where} has shape {layout.shape}; a window "
-                f"of it has shape ({', '.join(map(str, wanted))}{',' * (len(wanted) == 1)})"
-                + (", n being 0 or more." if wanted else ".")
+                f"of it has shape ({wanted}), n being 0 or more."
             )
-        if first + dimensions[0] > length:
+        if first + count > length:
             raise InvalidArgumentError(
-                f"A window of {short(dimensions[0])} from offset {first} on would end at "
-                f"{short(first + dimensions[0])}, but the first axis of {where} has {length}."
+                f"A window of {short(count)} from offset {first} on would end at "
+                f"{short(first + count)}, but the first axis of {where} has {length}."
             )
-        return cls(layout, data_offset, first, first + dimensions[0])
+        return cls(layout, data_offset, first, first + count)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Elements along each axis."""
-        whole, count = self.layout.shape, self.stop - self.start
-        if not whole:
+        axes, count = self.layout.shape, self.stop - self.start
+        if not axes:
             return ()
-        return (count, *whole[1:]) if self.axis == 0 else (*whole[:-1], count)
+        return (count, *axes[1:]) if self.axis == 0 else (*axes[:-1], count)
 
     @property
     def contiguous(self) -> bool:
@@ -132,14 +146,14 @@ class Window:
 
     def pieces(self) -> Pieces:
         """Return where its bytes lie."""
-        whole = self.layout.shape
-        step, count = math.prod(whole) * self.layout.dtype.itemsize, 1
+        axes = self.layout.shape
+        length, number = axes[self.axis] if axes else 1, 1
         if not self.contiguous:
-            count = math.prod(whole[1:] if self.axis == 0 else whole[:-1])
-            step //= count or 1
-        unit = step // ((whole[self.axis] if whole else 1) or 1)
+            number = math.prod(axes[1:] if self.axis == 0 else axes[:-1])
+        step = self.layout.nbytes // (number or 1)
+        unit = step // (length or 1)  # bytes of one index within a piece
         nbytes = (self.stop - self.start) * unit
-        return Pieces(self.data_offset + self.start * unit, nbytes, count, step)
+        return Pieces(self.data_offset + self.start * unit, nbytes, number, step)
 
     def read(self, read_at: Callable[[NDArray[np.uint8], int], int]) -> NDArray[Any]:
         """Read its bytes, and no others.
@@ -160,6 +174,20 @@ class Window:
             if read_at(piece, pieces.first + number * pieces.step) < len(piece):
                 raise EOFError("the file ends within the window")
         return np.ndarray(self.shape, self.layout.dtype, data.data, order=self.order)
+
+    def read_file(self, descriptor: int) -> NDArray[Any]:
+        """Read its bytes of an open file that is long enough, in whichever way is faster.
+
+        Returns:
+            As `read`.
+
+        Raises:
+            OSError, EOFError: They cannot be read.
+        """
+        pieces = self.pieces()
+        if pieces.number > _MANY and pieces.close:
+            return np.array(self.map(descriptor, "r"), order=self.order)
+        return self.read(functools.partial(read_into, descriptor))
 
     def map(self, descriptor: int, mode: MapMode, filename: Any = None) -> np.memmap[Any, Any]:
         """Map its bytes: whole pages of the file, but no array element outside of it.
@@ -213,7 +241,7 @@ class _Mapping(mmap.mmap):
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, bytes) of the pages to write: one span where no page is between."""
         first, length, number, step = self.pieces
-        if step - length < mmap.PAGESIZE:
+        if self.pieces.close:
             number, length = min(number, 1), self.pieces.span
         for start in range(first, first + number * step, step or 1):
             begin = start - start % mmap.PAGESIZE

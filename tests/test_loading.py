@@ -93,6 +93,19 @@ class TestWindow:
         assert re.search(r"preadv2?\(.*, 1, 40128.*= 800", window)
         assert sum(int(call.rpartition("= ")[2]) for call in header) <= 6 + 128
 
+    @pytest.mark.parametrize("close", [True, False])
+    def test_very_many_pieces(self, tmp_path: Path, close: bool) -> None:
+        """A window of more pieces than calls are made for, with and without pages between."""
+        shape = (20, 3000) if close else (1000, 1100)
+        whole = np.arange(shape[0] * shape[1]).reshape(shape)
+        path = saved(tmp_path / "a.npy", whole, fortran_order=True)
+        read = flowmap.load(path, offset=7, shape=(4, shape[1]))
+        assert type(read) is np.ndarray
+        assert read.flags.f_contiguous
+        assert np.array_equal(read, whole[7:11])
+        read[...] = 0
+        assert np.array_equal(np.load(path), whole)
+
     def test_one_after_the_other(self, tmp_path: Path) -> None:
         """A window of a file object leaves it after the array, where the next one begins."""
         path = tmp_path / "three.npy"

@@ -110,7 +110,7 @@ class TestWindow:
         for shape in (None, ()):
             assert flowmap.open_memmap(path, "r", shape=shape) == 5
         for wrong in ({"offset": 1}, {"shape": (1,)}, {"shape": 0}):
-            with pytest.raises(InvalidArgumentError, match=r"shape \(\)"):
+            with pytest.raises(InvalidArgumentError, match=r"shape is \(\)"):
                 flowmap.open_memmap(path, "r", **wrong)
 
     @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
