@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from flowmap.segments import Segment
 
-# What the upper floors take from here: a target comes with the job it was allocated for.
+_PAUSE: Final = 10
+"""Whoever looks at the ledger again and again rests so many times as long as a look takes."""
 
 
 def open_target(path: str | os.PathLike[str]) -> Target:
@@ -200,7 +201,7 @@ class Target:
 
         Args:
             timeout: Seconds to wait in all, from the call on; None for as long as it takes.
-            poll_seconds: Seconds between two looks at the ledger.
+            poll_seconds: Seconds between two looks at the ledger; more where a look takes long.
 
         Returns:
             An iterator. It raises what `status` raises, and `NotDoneTimeoutError`, a
@@ -219,6 +220,7 @@ class Target:
         while left.any():
             now = time.monotonic()
             (news,) = np.nonzero(left & (self.status()["state"] == "done"))
+            pause = max(poll_seconds, _PAUSE * (time.monotonic() - now))
             for index in news:
                 yield self.segments[index]
             left[news] = False
@@ -229,7 +231,7 @@ class Target:
                     path=str(self.path),
                 )
             if not news.size:
-                time.sleep(max(0, min(poll_seconds, until - now)))
+                time.sleep(max(0, min(pause, until - now)))
 
     def to_dask(self) -> Array:
         """Hand it to Dask: a lazy array whose chunks are the segments, cut along the rows.

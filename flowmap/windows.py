@@ -100,8 +100,8 @@ class Window:
         if not layout.shape:
             if first or dimensions:
                 raise InvalidArgumentError(
-                    f"offset {short(first)} and shape {short(dimensions)} are asked of {where}, "
-                    "whose shape is (): it has no axis to count along. Leave them out."
+                    f"offset {short(first)} and shape {short(dimensions)} are asked of "
+                    f"{where}, whose shape is (): no axis to count along. Leave them out."
                 )
             return cls(layout, data_offset, 0, 1)
         length, *rest = layout.shape
