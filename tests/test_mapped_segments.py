@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import ellipkm1
-from support import environment, run, start, states
+from support import environment, flow_module, run, start, states
 
 import flowmap
 
@@ -22,14 +21,8 @@ SCRIPT = Path(__file__).parent.parent / "flows" / "mapped_segments.py"
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    """Return the script as a module; `flows` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("mapped_segments", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """Return the script as a module."""
+    return flow_module("mapped_segments")
 
 
 def command(folder: Path, rows: int, processes: int = 6) -> list[str]:

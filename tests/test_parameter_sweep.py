@@ -6,11 +6,9 @@ degrees: Hassard, J. Theor. Biol. 71 (1978) 401-420; Rinzel & Miller, Math. Bios
 49 (1966) 989-1005.
 """
 
-import importlib.util
 import itertools
 import json
 import math
-import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,9 @@ from numpy.typing import NDArray
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
+from support import flow_module
 
 Floats = NDArray[np.float64]
-SCRIPT = Path(__file__).parent.parent / "flows" / "parameter_sweep.py"
 STEP_MS = 1 / 64
 SAMPLE_MS = 0.25
 
@@ -45,14 +43,8 @@ SAMPLE = {
 
 @pytest.fixture(scope="module")
 def sweep() -> Any:
-    """The script as a module; `flows` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("parameter_sweep_under_test", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The script as a module."""
+    return flow_module("parameter_sweep")
 
 
 def simulate(
