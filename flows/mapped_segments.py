@@ -1,8 +1,8 @@
 """Vik's use case of 2011: one big record array on disk, many processes that each map a part.
 
 The table is the exact period of a pendulum by its amplitude: T = 2 pi sqrt(L / g) / M, where M
-is the arithmetic-geometric mean of 1 and cos(amplitude / 2) (C. F. Gauss; see Am. J. Phys. 76
-(2008) 1150, doi:10.1119/1.2968864). Each process computes some rows, straight in the file.
+is the arithmetic-geometric mean of 1 and cos(amplitude / 2) (Gauss; see C. Carvalhaes and P.
+Suppes, Am. J. Phys. 76 (2008) 1150-1154). Each process computes some rows, straight in the file.
 
 Twice: by `open_memmap(..., offset=)` alone, which records nothing; and by `open_segment`, after
 which it is known what is done, so that the script goes on after a crash, and the result is
