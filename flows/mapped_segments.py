@@ -2,7 +2,7 @@
 
 The table is the exact period of a pendulum by its amplitude: T = 2 pi sqrt(L / g) / M, where M
 is the arithmetic-geometric mean of 1 and cos(amplitude / 2) (Gauss; see C. Carvalhaes and P.
-Suppes, Am. J. Phys. 76 (2008) 1150-1154). Each process computes some rows, straight in the file.
+Suppes, Am. J. Phys. 76 (2008) 1150-1154). Each process computes some rows, in the file itself.
 
 Twice: by `open_memmap(..., offset=)` alone, which records nothing; and by `open_segment`, after
 which it is known what is done, so that the script goes on after a crash, and the result is
