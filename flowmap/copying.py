@@ -195,7 +195,7 @@ def _look(path: Any) -> _File:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _read_header(path: Path, stamp: _Stamp) -> _File:
-    with opened_npy(path, MAX_HEADER_SIZE) as (file, layout):
+    with opened_npy(str(path), MAX_HEADER_SIZE) as (file, layout):
         return _File(path, stamp, layout, file.tell())
 
 

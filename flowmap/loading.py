@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 from numpy import load as numpy_load
 from numpy.lib import format as npy_format
 
-from flowmap.arguments import flag
+from flowmap.arguments import flag, whole
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short, told
-from flowmap.mapping import not_npy, open_memmap, opened_npy, refuse_objects
+from flowmap.mapping import (
+    not_npy,
+    open_memmap,
+    opened_file,
+    opened_npy,
+    path_of,
+    refuse_objects,
+)
 from flowmap.npy import MAX_HEADER_SIZE, read_header
+from flowmap.storage import CHUNK
 from flowmap.target import masked_window, open_target
 from flowmap.windows import Window
 
@@ -30,7 +37,7 @@ _ENCODINGS: Final = ("ASCII", "latin1", "bytes")
 
 
 def load(
-    file: str | os.PathLike[str] | Readable,
+    file: str | bytes | os.PathLike[Any] | Readable,
     mmap_mode: Literal["r", "r+", "c"] | None = None,
     allow_pickle: bool = False,
     fix_imports: bool = True,
@@ -57,7 +64,7 @@ def load(
             `offset`. Only the window's bytes are read.
         masked: Whether the file is a target that is being filled, whose rows that are not done
             yet shall be masked; see `Target.masked`. With `mmap_mode` None the rows that are
-            done are read into memory; "r" and "c" map the file.
+            done are read into memory; "r" maps the file.
 
     Returns:
         An array; a `numpy.memmap` with `mmap_mode`; a `numpy.ma.MaskedArray` with `masked`; or
@@ -70,7 +77,8 @@ def load(
         NotFoundError, ForeignFileError, OtherJobError, DamagedJobError: With `masked`, as in
             `open_target`.
         StorageError: The file cannot be read.
-        OSError, ValueError, EOFError, UnpicklingError: As in `numpy.load`.
+        OSError, ValueError, TypeError, EOFError, UnpicklingError: As in `numpy.load`, for what
+            is neither a window nor mapped.
 
     Source: numpy.load; `offset` is Jon Olav Vik's (numpy-discussion, 2011-02-24).
     """
@@ -80,34 +88,17 @@ def load(
         )
     if flag("masked", masked):
         return _load_masked(file, mmap_mode, offset, shape)
-    windowed = shape is not None or isinstance(offset, bool) or offset != 0
-    most = _ANY_SIZE if allow_pickle else max_header_size
-    mode: Any = mmap_mode
-    if mode == "w+":
-        raise InvalidArgumentError(
-            "mmap_mode is 'w+', which would throw away what the file holds. Load it with 'r', "
-            "'r+' or 'c'; flowmap.open_memmap makes files."
-        )
-    if (windowed or mmap_mode) and _is_npy(file):
-        if mmap_mode:
-            return open_memmap(
-                file,  # type: ignore[arg-type] # it says itself what it thinks of a file object
-                mmap_mode,
-                shape=shape,
-                max_header_size=most,
-                offset=offset,
+    windowed = whole("offset", offset) != 0 or shape is not None
+    if windowed or mmap_mode:
+        magic = _magic(file)
+        if magic == npy_format.MAGIC_PREFIX:
+            most = _ANY_SIZE if allow_pickle else max_header_size
+            return _load_window(file, mmap_mode, most, offset, shape)
+        if windowed and magic:
+            raise InvalidArgumentError(
+                f"{_name(file)} is no .npy file: offset and shape choose a window of an array. "
+                "Load it without them, and slice what comes."
             )
-        if hasattr(file, "read"):
-            return _read_object(file, most, offset, shape)
-        with opened_npy(file, most) as (opened, layout):
-            window = Window.asked(layout, opened.tell(), offset, shape, file)
-            with told("cannot read the file", file), _ending_told(file):
-                return window.read_file(opened.fileno())
-    if windowed:
-        raise InvalidArgumentError(
-            f"{file} is no .npy file: offset and shape choose a window of one array. Load it "
-            "without them, and slice what comes."
-        )
     return numpy_load(
         file,
         mmap_mode,
@@ -118,36 +109,61 @@ def load(
     )
 
 
-def _is_npy(file: Any) -> bool:
-    """Look at the first bytes of a file, and leave a file object where it stands."""
+def _magic(file: Any) -> bytes:
+    """Return the first bytes of a file, and leave a file object where it stands."""
     if hasattr(file, "read"):
-        found = file.read(len(npy_format.MAGIC_PREFIX))
+        found: bytes = file.read(len(npy_format.MAGIC_PREFIX))
         file.seek(-len(found), os.SEEK_CUR)
-    else:
-        with Path(os.fsdecode(file)).open("rb", buffering=0) as opened:
-            found = opened.read(len(npy_format.MAGIC_PREFIX))
-    return bool(found == npy_format.MAGIC_PREFIX)
+        return found
+    path = path_of(file)
+    with opened_file(path) as opened, told("cannot read the file", path):
+        return opened.read(len(npy_format.MAGIC_PREFIX))
+
+
+def _name(file: Any) -> str:
+    """Return what to call a file in a message."""
+    return os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else short(file)
+
+
+def _load_window(file: Any, mode: Any, most: Any, offset: Any, shape: Any) -> NDArray[Any]:
+    """Map or read a window, or the whole, of what is a `.npy` file by its first bytes."""
+    if mode == "w+":
+        raise InvalidArgumentError(
+            "mmap_mode is 'w+', which would throw away what the file holds. Load it with 'r', "
+            "'r+' or 'c'; flowmap.open_memmap makes files."
+        )
+    if mode:
+        return open_memmap(file, mode, shape=shape, max_header_size=most, offset=offset)
+    most = whole("max_header_size", most)
+    if hasattr(file, "read"):
+        return _read_object(file, most, offset, shape)
+    path = path_of(file)
+    with opened_npy(path, most) as (opened, layout):
+        window = Window.asked(layout, opened.tell(), offset, shape, path)
+        with told("cannot read the file", path), _ending_told(path):
+            return window.read_file(opened.fileno())
 
 
 def _read_object(file: Any, most: int, offset: Any, shape: Any) -> NDArray[Any]:
     """Read a window of the array at which a file object stands; leave it after the array."""
+    name = _name(file)
     try:
         layout = read_header(file, most)
     except ValueError as error:
-        raise not_npy(file, error) from error
-    refuse_objects(layout, file)
+        raise not_npy(name, error) from error
+    refuse_objects(layout, name)
     begin = file.tell()
-    window = Window.asked(layout, begin, offset, shape, file)
+    window = Window.asked(layout, begin, offset, shape, name)
 
     def read_at(buffer: NDArray[np.uint8], where: int) -> int:
         file.seek(where)
         filled = 0
-        while filled < len(buffer) and (data := file.read(len(buffer) - filled)):
+        while filled < len(buffer) and (data := file.read(min(len(buffer) - filled, CHUNK))):
             buffer[filled : filled + len(data)] = np.frombuffer(data, np.uint8)
             filled += len(data)
         return filled
 
-    with _ending_told(file):
+    with _ending_told(name):
         values = window.read(read_at)
     file.seek(begin + layout.nbytes)
     return values

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, cast
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.lib.format import open_memmap as numpy_open_memmap
 
+from flowmap.arguments import whole
 from flowmap.errors import (
     InvalidArgumentError,
     OtherJobError,
     WrongTypeError,
-    said,
     short,
     storage_error,
     told,
 )
 from flowmap.job import Sidecar
-from flowmap.npy import MAX_HEADER_SIZE, Layout, read_header
+from flowmap.npy import MAX_HEADER_SIZE, Layout, as_dtype, read_header
 from flowmap.storage import NotRegularError, open_existing
 from flowmap.windows import Window
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import DTypeLike
@@ -45,7 +46,7 @@ _MODES: Final[dict[Any, MapMode]] = {
 
 
 def open_memmap(
-    filename: str | os.PathLike[str],
+    filename: str | bytes | os.PathLike[Any],
     mode: str = "r+",
     dtype: DTypeLike | None = None,
     shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
@@ -95,13 +96,9 @@ def open_memmap(
 
     Source: numpy.lib.format; `offset` is Jon Olav Vik's (numpy-discussion, 2011-02-24).
     """
-    path = _path_of(filename)
+    path, most = path_of(filename), whole("max_header_size", max_header_size)
     if mode == "w+":
-        layout = _checked_new(path, dtype, shape, fortran_order, version, offset)
-        with told("cannot make the file", path):
-            return numpy_open_memmap(
-                filename, mode, layout.dtype, layout.shape, layout.fortran_order, version
-            )
+        return _made(filename, path, dtype, shape, fortran_order, version, offset)
     asked: Any = mode
     known = _MODES.get(asked) if isinstance(asked, str) else None
     if known is None:
@@ -109,7 +106,7 @@ def open_memmap(
             f"mode is {short(mode)}; it takes 'r', 'r+' or 'c' for a file that is there, and "
             "'w+' to make one."
         )
-    with opened_npy(path, max_header_size, write=known == "r+") as (file, layout):
+    with opened_npy(path, most, write=known == "r+") as (file, layout):
         window = Window.asked(layout, file.tell(), offset, shape, path)
         _refuse_other_dtype(layout, dtype, path)
         with told("cannot map the file", path):
@@ -117,8 +114,31 @@ def open_memmap(
 
 
 @contextlib.contextmanager
+def opened_file(path: str, *, write: bool = False) -> Iterator[io.FileIO]:
+    """Open a regular file for reading, for a `with` block.
+
+    Args:
+        path: Of the file; a link is followed.
+        write: Whether the descriptor will be written through.
+
+    Raises:
+        InvalidArgumentError: It is no regular file.
+        StorageError: It cannot be opened.
+    """
+    try:
+        descriptor = open_existing(path, write=write, follow=True)
+    except NotRegularError as error:
+        raise _not_regular(path) from error
+    except OSError as error:
+        raise storage_error(error, "cannot open the file", path) from error
+    # Without a buffer, which would read on.
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 -- it is no path
+        yield file
+
+
+@contextlib.contextmanager
 def opened_npy(
-    path: str | os.PathLike[str], most: int, *, write: bool = False
+    path: str, most: int, *, write: bool = False
 ) -> Iterator[tuple[io.FileIO, Layout]]:
     """Open a `.npy` file that is whole and holds no Python objects, for a `with` block.
 
@@ -134,20 +154,13 @@ def opened_npy(
         InvalidArgumentError: It is no `.npy` file, not whole, or holds Python objects.
         StorageError: It cannot be opened or read.
     """
-    try:
-        descriptor = open_existing(os.path.realpath(path), write=write)
-    except NotRegularError as error:
-        raise _not_regular(path) from error
-    except OSError as error:
-        raise storage_error(error, "cannot open the file", path) from error
-    # Without a buffer, which would read on into the data.
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 -- it is no path
+    with opened_file(path, write=write) as file:
         with told("cannot read the header", path):
             try:
                 layout = read_header(file, most)
             except ValueError as error:
                 raise not_npy(path, error) from error
-            size = os.fstat(descriptor).st_size
+            size = os.fstat(file.fileno()).st_size
         refuse_objects(layout, path)
         if size < file.tell() + layout.nbytes:
             raise InvalidArgumentError(
@@ -188,15 +201,21 @@ def _not_regular(path: object) -> InvalidArgumentError:
     )
 
 
-def _path_of(filename: Any) -> Path:
+def path_of(filename: Any) -> str:
+    """Return the path that a user gave, as it is.
+
+    Raises:
+        InvalidArgumentError: It is an open file, or no file can have it.
+        WrongTypeError: It is something else.
+    """
     if npy_format.isfileobj(filename):
         raise InvalidArgumentError(
             "filename is an open file; it takes a path, since a mapping opens the file itself."
         )
     if not isinstance(filename, str | bytes | os.PathLike):
         raise WrongTypeError(f"filename is {short(filename)}; it takes the path of a file.")
-    path = Path(os.fsdecode(filename))
-    if "\0" in str(path):
+    path = os.fsdecode(filename)
+    if "\0" in path:
         raise InvalidArgumentError(f"filename is {short(filename)}, which names no file.")
     return path
 
@@ -204,17 +223,12 @@ def _path_of(filename: Any) -> Path:
 def _filename(filename: Any) -> str | Path | None:
     """Return what `numpy.memmap` would give as the array's `filename`."""
     if isinstance(filename, os.PathLike):
-        return Path(filename).resolve()
+        return Path(os.fsdecode(filename)).resolve()
     return os.path.abspath(filename) if isinstance(filename, str) else None  # noqa: PTH100 -- a text
 
 
-def _refuse_other_dtype(layout: Layout, dtype: DTypeLike | None, path: Path) -> None:
-    if dtype is None:
-        return
-    try:
-        asked = np.dtype(dtype)
-    except TypeError as error:
-        raise WrongTypeError(f"dtype is {short(dtype)}: {said(error)}") from error
+def _refuse_other_dtype(layout: Layout, dtype: DTypeLike | None, path: str) -> None:
+    asked = layout.dtype if dtype is None else as_dtype(dtype)
     if asked != layout.dtype:
         raise InvalidArgumentError(
             f"dtype is {asked}, but {path} has {layout.dtype}; leave it out, and convert the "
@@ -222,37 +236,74 @@ def _refuse_other_dtype(layout: Layout, dtype: DTypeLike | None, path: Path) -> 
         )
 
 
-def _checked_new(
-    path: Path, dtype: Any, shape: Any, fortran_order: Any, version: Any, offset: Any
-) -> Layout:
-    """Return what a new file shall hold, when all of it has been checked."""
-    if isinstance(offset, bool) or offset != 0:
+def _made(
+    filename: Any,
+    path: str,
+    dtype: Any,
+    shape: Any,
+    fortran_order: Any,
+    version: Any,
+    offset: Any,
+) -> np.memmap[Any, Any]:
+    """Make a file by NumPy's function, when all has been checked and tried out."""
+    if whole("offset", offset) != 0:
         raise InvalidArgumentError(
             f"offset is {short(offset)}, and mode 'w+' makes the whole file anew. Make it "
             "once, without an offset; then map windows of it with 'r+'."
         )
     if shape is None:
         raise InvalidArgumentError("shape is missing: mode 'w+' makes a file of that shape.")
-    layout = Layout.of(shape, np.float64 if dtype is None else dtype, fortran_order)
-    header = {"descr": layout.descr, "fortran_order": fortran_order, "shape": layout.shape}
-    try:
-        if version == (1, 0):
-            npy_format.write_array_header_1_0(io.BytesIO(), header)
-        elif version == (2, 0):
-            npy_format.write_array_header_2_0(io.BytesIO(), header)
-        elif version not in (None, (3, 0)):
-            raise ValueError("there are (1, 0), (2, 0) and (3, 0)")  # noqa: TRY301 -- told below
-    except ValueError as error:
+    asked = np.dtype(np.float64) if dtype is None else as_dtype(dtype)
+    layout = Layout.of(shape, asked, fortran_order)
+    if version not in (None, (1, 0), (2, 0), (3, 0)):
         raise InvalidArgumentError(
-            f"version {short(version)} of the format will not do: {error}. Leave it out for "
-            "the oldest that will."
-        ) from error
-    if path.exists() and not path.is_file():
-        raise _not_regular(path)
-    if any(os.path.lexists(Sidecar.of(p).job) for p in (path, Path(os.path.realpath(path)))):
+            f"version is {short(version)}; it takes (1, 0), (2, 0) or (3, 0), or None for the "
+            "oldest that will do."
+        )
+    _refuse_target(path)
+    with told("cannot make the file", path):
+        version = _tried(path, layout, version)
+        array = numpy_open_memmap(
+            path, "w+", layout.dtype, layout.shape, layout.fortran_order, version
+        )
+    if asked.subdtype is None:  # a header keeps neither np.record nor alignment
+        array = cast("np.memmap[Any, Any]", array.view(asked))
+    vars(array).update(filename=_filename(filename))
+    return array
+
+
+def _refuse_target(path: str) -> None:
+    """Refuse to throw away the target of a job, or to write to a pipe or device."""
+    with told("cannot look at the file", path):
+        if Path(path).exists() and not Path(path).is_file():
+            raise _not_regular(path)
+    if any(os.path.lexists(Sidecar.of(Path(p)).job) for p in (path, os.path.realpath(path))):
         raise OtherJobError(
             f"{path} is the target of a job, and mode 'w+' would throw its rows away. Map it "
             "with 'r+', or allocate it anew with flowmap.allocate(..., exist='overwrite').",
-            path=str(path),
+            path=path,
         )
-    return layout
+
+
+def _tried(path: str, layout: Layout, version: Any) -> Any:
+    """Make the same file under a private name, and remove it; return the version of the format.
+
+    NumPy throws away what is there before it finds that the header, the size or the mapping
+    cannot be.
+    """
+    folder = Path(path).parent
+    try:
+        private = tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".npy")  # noqa: SIM115 -- only the making may fail so
+    except PermissionError:  # a file that may be written, in a folder that may not
+        return version
+    what = layout.dtype, layout.shape, layout.fortran_order, version
+    with private:
+        try:
+            numpy_open_memmap(private.name, "w+", *what)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"version {short(version)} of the format will not do: {error}. Leave it out "
+                "for the oldest that will."
+            ) from error
+        private.seek(len(npy_format.MAGIC_PREFIX))
+        return tuple(private.read(2))

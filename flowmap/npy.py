@@ -14,7 +14,6 @@ import json
 import math
 import operator
 import struct
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -24,16 +23,24 @@ from numpy.lib import format as npy_format
 
 from flowmap.arguments import flag, wholes
 from flowmap.errors import InvalidArgumentError, WrongTypeError, said, short
-from flowmap.storage import PAGE
+from flowmap.storage import CHUNK, PAGE
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 _MAX_BYTES: Final = 2**63 - 1  # off_t, and the intp that NumPy indexes with
+_LONGEST_HEADER: Final = 2**33  # its length has four bytes
 _MAX_DIMENSIONS: Final = 64  # NPY_MAXDIMS of NumPy 2
 _NEAT: Final = 64  # numpy.lib.format.ARRAY_ALIGN: what the format asks of the data's offset
 MAX_HEADER_SIZE: Final = 10_000
 """Characters of a header that `np.load` parses unless told otherwise."""
+
+_VERSIONS: Final = {
+    (1, 0): ("<H", "latin-1"),
+    (2, 0): ("<I", "latin-1"),
+    (3, 0): ("<I", "utf-8"),
+}
+"""How each version writes the length of the header, and its text."""
 
 _NO_DTYPE: Final = (
     *(TypeError, ValueError, SyntaxError, KeyError, AttributeError),
@@ -61,7 +68,8 @@ class Layout:
 
     Attributes:
         shape: Elements along each axis.
-        dtype: Of one element; never object, never a bare subarray.
+        dtype: Of one element; never a bare subarray, and of Python objects only where a header
+            that was read says so.
         fortran_order: Whether the last axis is the slow one.
     """
 
@@ -96,7 +104,7 @@ class Layout:
             )
         # As NumPy does, an empty array's other axes must be sensible too.
         nbytes = math.prod(n for n in self.shape if n) * max(self.dtype.itemsize, 1)
-        if nbytes > _MAX_BYTES or nbytes > _MAX_BYTES - len(self.header()):
+        if nbytes > _MAX_BYTES - _LONGEST_HEADER and nbytes > _MAX_BYTES - len(self.header()):
             raise InvalidArgumentError(
                 f"Shape {short(self.shape)} of {self.dtype} would take {short(nbytes)} bytes; "
                 f"a file holds at most {_MAX_BYTES}."
@@ -183,52 +191,64 @@ class Layout:
 def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
     """Read the header of a `.npy` file, and leave the file where the data begins.
 
-    NumPy's public readers do it. They have none for version 3, which is version 2 with names
-    that are not Latin-1: these are handed to that one as escapes, which mean the same.
+    One of NumPy's public readers parses it, that of version 2. The versions differ in the bytes
+    of the length and in the encoding only: what is not ASCII is handed over as escapes, which
+    mean the same in a literal.
 
     Args:
         file: Open for reading, at the magic.
         most: How many characters the header may have: parsing more may not be safe.
+
+    Returns:
+        What the file holds; the dtype may be of Python objects.
 
     Raises:
         ValueError: It is no header, too long, or says what no array can be.
         OSError: The file cannot be read.
     """
     version = npy_format.read_magic(file)
+    if version not in _VERSIONS:
+        raise ValueError(f"version {version} of the format is not one of 1.0, 2.0 and 3.0")
+    length_format, encoding = _VERSIONS[version]
+    (length,) = struct.unpack(length_format, _taken(file, struct.calcsize(length_format)))
+    # A character takes at most four bytes: what is far too long is not even read.
+    text = _taken(file, length).decode(encoding) if length <= 4 * most else None
+    if text is None or len(text) > most:
+        raise ValueError(
+            f"Header of {length} bytes is large, and parsing more than {most} characters may "
+            "not be safe; if you trust the file, pass a larger max_header_size"
+        )
+    payload = text.encode("ascii", "backslashreplace")  # up to ten for a character
+    source = io.BytesIO(struct.pack("<I", len(payload)) + payload)
     try:
-        if version == (1, 0):
-            found = npy_format.read_array_header_1_0(file, max_header_size=most)
-        elif version == (2, 0):
-            found = npy_format.read_array_header_2_0(file, max_header_size=most)
-        elif version == (3, 0):  # an escape takes up to ten characters
-            found = npy_format.read_array_header_2_0(_escaped(file, most), 10 * most)
-        else:
-            raise ValueError(f"version {version} of the format is not one of 1.0, 2.0 and 3.0")
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        found = npy_format.read_array_header_2_0(source, max_header_size=10 * most)
+    except (ValueError, Warning):
+        raise
+    except Exception as error:  # whatever parsing a damaged literal comes to
         raise ValueError(f"its header is not one that NumPy writes: {said(error)}") from error
-    shape, fortran_order, dtype = found
-    dtype, inner = _split(dtype)
-    if any(n < 0 for n in shape) or (inner and fortran_order):
-        raise ValueError(f"its header has shape {short(shape)} of {dtype}, which no array has")
-    layout = Layout(shape + inner, dtype, fortran_order)
+    return _layout_of(*found)
+
+
+def _layout_of(shape: tuple[int, ...], fortran_order: bool, dtype: np.dtype[Any]) -> Layout:
+    base, inner = _split(dtype)
+    if any(isinstance(n, bool) or n < 0 for n in shape):
+        raise ValueError(f"its header has shape {short(shape)}, which no array has")
+    if inner and fortran_order:
+        raise ValueError(f"its header has the subarray {dtype} in Fortran order")
+    layout = Layout(shape + inner, base, fortran_order)
     layout.check_size()
     return layout
 
 
-def _escaped(file: Readable, most: int) -> io.BytesIO:
-    """Return the length and text of a version 3 header as version 2 would have them."""
-    (length,) = struct.unpack("<I", file.read(4).ljust(4, b"\0"))
-    text = file.read(length)
-    if len(text) < length:
+def _taken(file: Readable, nbytes: int) -> bytes:
+    """Read so many bytes, in as many calls as it takes."""
+    pieces, left = [], nbytes
+    while left and (piece := file.read(min(left, CHUNK))):
+        pieces.append(piece)
+        left -= len(piece)
+    if left:
         raise ValueError("it ends within its header")
-    characters = text.decode()
-    if len(characters) > most:
-        raise ValueError(
-            f"its header has {len(characters)} characters, and parsing more than {most} may "
-            "not be safe; if you trust the file, pass a larger max_header_size"
-        )
-    escaped = characters.encode("ascii", "backslashreplace")
-    return io.BytesIO(struct.pack("<I", len(escaped)) + escaped)
+    return b"".join(pieces)
 
 
 def header_digest(header: bytes) -> str:
@@ -245,22 +265,31 @@ def _check_shape(shape: object) -> tuple[int, ...]:
 
 
 def _descr(dtype: np.dtype[Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # dtype metadata, which no file keeps
-        return npy_format.dtype_to_descr(dtype)
+    # Without metadata, which no file keeps and of which NumPy would warn.
+    return npy_format.dtype_to_descr(npy_format.drop_metadata(dtype))
 
 
-def _check_dtype(dtype: DTypeLike | list[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Return the dtype of one element, and the axes that a bare subarray adds."""
+def as_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
+    """Return what a user gave for a dtype, lists in place of tuples included, as one.
+
+    Raises:
+        WrongTypeError, InvalidArgumentError: It is none.
+    """
     if dtype is None:  # np.dtype(None) is float64: a default nobody asked for
         raise WrongTypeError("dtype is None; name one, such as '<f8'.")
     try:
-        checked = np.dtype(_as_descr(dtype))
+        asked: np.dtype[Any] = np.dtype(_as_descr(dtype))
     except _NO_DTYPE as error:
         kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
         raise kind(
             f"dtype is {short(dtype)}, which NumPy does not take: {said(error)}"
         ) from error
+    return asked
+
+
+def _check_dtype(dtype: DTypeLike | list[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return the dtype of one element, and the axes that a bare subarray adds."""
+    checked = as_dtype(dtype)
     if checked.hasobject:
         raise InvalidArgumentError(
             f"dtype {checked} holds Python objects, which have no place of their own in a "

@@ -37,6 +37,7 @@ NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 """Where two clients that write different bytes of one page lose data (measured for NFS)."""
 
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
+_SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
 _AT_FDCWD: Final = -100  # linux/fcntl.h
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -67,10 +68,19 @@ def opened(path: str | os.PathLike[str], *, write: bool = False) -> Iterator[int
         os.close(descriptor)
 
 
-def open_existing(path: str | os.PathLike[str], *, write: bool = False) -> int:
-    """Like `opened`, for a descriptor that outlives the block; the caller closes it."""
+def open_existing(
+    path: str | os.PathLike[str], *, write: bool = False, follow: bool = False
+) -> int:
+    """Like `opened`, for a descriptor that outlives the block; the caller closes it.
+
+    Args:
+        path: The file.
+        write: Whether it will be written as well as read.
+        follow: Whether a link leads to its file, and is not refused.
+    """
+    flags = _WRITE_FLAGS if write else _READ_FLAGS
     try:
-        descriptor = os.open(path, _WRITE_FLAGS if write else _READ_FLAGS)
+        descriptor = os.open(path, flags & ~os.O_NOFOLLOW if follow else flags)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotRegularError(
@@ -132,6 +142,27 @@ def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
         _LIBC.sync_file_range(
             descriptor, ctypes.c_int64(offset), ctypes.c_int64(nbytes), _SYNC_FILE_RANGE_WRITE
         )
+
+
+def write_back(descriptor: int, offset: int, nbytes: int) -> bool:
+    """Write a range of the file to the disk and wait for it: its bytes, but no metadata.
+
+    It is durable after a later sync of whatever range of the file (sync_file_range(2)).
+
+    Returns:
+        Whether the system can do that.
+    """
+    if sys.platform != "linux":
+        return False
+    first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
+    number = errno.EINTR
+    while number == errno.EINTR:  # Python runs the signal's handler in between
+        if _LIBC.sync_file_range(descriptor, first, length, _SYNC_FILE_RANGE_AND_WAIT) == 0:
+            return True
+        number = ctypes.get_errno()
+    if number not in _UNSUPPORTED:
+        raise OSError(number, os.strerror(number))
+    return False
 
 
 def sync_data(descriptor: int) -> None:

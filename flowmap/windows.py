@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import os
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, short
-from flowmap.storage import read_into
+from flowmap.storage import read_into, write_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,7 +139,10 @@ class Window:
     @property
     def contiguous(self) -> bool:
         """Whether its bytes are one piece of the file."""
-        return len(self.layout.shape) <= 1 or self.axis == self.layout.axis
+        axes = self.layout.shape
+        if len(axes) <= 1 or self.axis == self.layout.axis:
+            return True
+        return self.stop - self.start == axes[self.axis]
 
     @property
     def order(self) -> Literal["C", "F"]:
@@ -204,16 +209,27 @@ class Window:
             The mapped array: a view of the file, strided where the window is not contiguous.
 
         Raises:
-            OSError, ValueError: It cannot be mapped.
+            OSError: It cannot be mapped.
+            InvalidArgumentError: The file is not long enough any more.
         """
         pieces = self.pieces()
         before, access = pieces.first % mmap.ALLOCATIONGRANULARITY, _ACCESS[mode]
-        if pieces.span:
-            begin = pieces.first - before
-            mapping = _Mapping(descriptor, before + pieces.span, access=access, offset=begin)
-        else:  # there is nothing of the file to map, and a map of no bytes would be one of all
-            before, mapping = 0, _Mapping(-1, 1, access=access)
+        begin = pieces.first - before
+        try:
+            if pieces.span:
+                mapping = _Mapping(
+                    descriptor, before + pieces.span, access=access, offset=begin
+                )
+            else:  # nothing of the file is to be mapped, and no bytes would mean all of it
+                before, mapping = 0, _Mapping(-1, 1, access=access)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"{filename} became shorter while it was being mapped. Let whoever writes it "
+                "finish, and try again."
+            ) from error
         mapping.pieces = pieces._replace(first=before)
+        if mode == "r+" and pieces.span and pieces.number > 1 and not pieces.close:
+            mapping.keep(descriptor, begin)
         strides = None if self.contiguous or not pieces.span else self.layout.strides
         array: np.memmap[Any, Any] = np.ndarray.__new__(
             np.memmap, self.shape, self.layout.dtype, mapping, before, strides, self.order
@@ -229,20 +245,40 @@ class _Mapping(mmap.mmap):
 
     Attributes:
         pieces: Of the window, counted from the beginning of the mapping.
+        source: The file's descriptor, and the byte at which the mapping begins; None where
+            the window is one piece.
     """
 
     pieces: Pieces
+    source: tuple[int, int] | None = None
+
+    def keep(self, descriptor: int, begin: int) -> None:
+        """Keep the file open for as long as the mapping lives, to write many pieces at once."""
+        kept = os.dup(descriptor)
+        weakref.finalize(self, os.close, kept)
+        self.source = kept, begin
 
     def flush(self, *span: int) -> None:
         """Return only when the window is on the disk, or the span of bytes that is given."""
-        for each in [span] if span else self._spans():
-            super().flush(*each)
+        if span or self.source is None:
+            for each in [span] if span else self._spans():
+                super().flush(*each)
+            return
+        descriptor, begin = self.source
+        offset = nbytes = 0
+        for offset, nbytes in self._spans():
+            if not write_back(descriptor, begin + offset, nbytes):
+                super().flush(offset, nbytes)
+        # One sync makes all durable; one a piece would empty the disk's own cache each time.
+        super().flush(offset, nbytes)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, bytes) of the pages to write: one span where no page is between."""
         first, length, number, step = self.pieces
+        if not self.pieces.span:
+            return
         if self.pieces.close:
-            number, length = min(number, 1), self.pieces.span
-        for start in range(first, first + number * step, step or 1):
+            number, length = 1, self.pieces.span
+        for start in range(first, first + number * step, step):
             begin = start - start % mmap.PAGESIZE
             yield begin, start - begin + length

@@ -124,8 +124,8 @@ class TestRows:
         paths = [save(here / f"{n}.npy", np.arange(4.0) + 4 * n) for n in range(5)]
         opened, read = mapping.opened_npy, []
 
-        def noted(path: Path, most: int) -> Any:
-            read.append(path.name)
+        def noted(path: str, most: int) -> Any:
+            read.append(Path(path).name)
             return opened(path, most)
 
         monkeypatch.setattr("flowmap.copying.opened_npy", noted)

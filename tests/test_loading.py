@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
+import os
 import pickle
 import re
-from typing import TYPE_CHECKING, Any
+import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +19,13 @@ from support import DTYPES, ORDERS, oracle, run, script
 from test_mapping import SHAPES, saved, windows
 
 import flowmap
-from flowmap.errors import ForeignFileError, InvalidArgumentError, NotFoundError, WrongTypeError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from flowmap.errors import (
+    ForeignFileError,
+    InvalidArgumentError,
+    NotFoundError,
+    StorageError,
+    WrongTypeError,
+)
 
 
 class Noted(io.BytesIO):
@@ -117,8 +124,9 @@ class TestWindow:
                 assert flowmap.load(file, offset=1, shape=2).tolist() == [1, 2]
                 assert flowmap.load(file).tolist() == [10, 11, 12, 13, 14]
                 assert flowmap.load(file, shape=1).tolist() == [20]
-                with pytest.raises(EOFError):
-                    flowmap.load(file)
+                for offset in (0, 1):
+                    with pytest.raises(EOFError, match="No data left"):
+                        flowmap.load(file, offset=offset)
 
     def test_compressed(self, tmp_path: Path) -> None:
         """A file object that decompresses will do."""
@@ -131,18 +139,38 @@ class TestWindow:
         """A file object that returns less than was asked for is asked again."""
 
         class Slow(io.BytesIO):
-            """Returns ten bytes at a time of the data."""
+            """Returns ten bytes at a time of what comes after the magic."""
 
             def read(self, size: int | None = -1, /) -> bytes:
-                return super().read(min(size or 0, 10) if self.tell() >= 128 else size)
+                return super().read(min(size or 0, 10) if self.tell() >= 6 else size)
 
+        array = np.arange(20)
+        header = Slow()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            np.save(header, array.astype([("温", "<i8")]))
+        header.seek(0)
+        assert flowmap.load(header, offset=18)["温"].tolist() == [18, 19]
         file = Slow()
         np.save(file, np.arange(20))
         file.seek(0)
         assert flowmap.load(file, offset=3).tolist() == list(range(3, 20))
 
+    def test_short_reads_of_a_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The system may return less than was asked for, too."""
+        real = os.preadv
+
+        def some(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+            return real(descriptor, [buffers[0][:7]], offset)
+
+        path = saved(tmp_path / "a.npy", np.arange(20))
+        monkeypatch.setattr(os, "preadv", some)
+        assert flowmap.load(path, offset=3).tolist() == list(range(3, 20))
+
     def test_beyond_4_gib(self, tmp_path: Path) -> None:
-        """A window of a sparse file of 8 GiB, in little memory."""
+        """A window of a sparse file of 8 GiB."""
         path = tmp_path / "a.npy"
         whole = np.lib.format.open_memmap(path, "w+", "<f8", (1 << 30,))
         whole[-3:] = 1, 2, 3
@@ -190,6 +218,28 @@ class TestAsNumpy:
             for way in ways:
                 assert flowmap.load(path, **window, **way)["f00000007"].all()
 
+    def test_mapped_as_a_whole(self, tmp_path: Path) -> None:
+        """Mapped without a window, a short file is refused as well, and not made longer."""
+        path = saved(tmp_path / "a.npy", np.arange(5))
+        os.truncate(path, 140)
+        with pytest.raises(InvalidArgumentError, match="too short"):
+            flowmap.load(path, "r+")
+        assert path.stat().st_size == 140
+
+    def test_options_are_handed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is NumPy's to do is done with every option that was given."""
+        seen: list[Any] = []
+        monkeypatch.setattr(
+            "flowmap.loading.numpy_load", lambda *given, **more: seen.append((given, more))
+        )
+        file = io.BytesIO()
+        flowmap.load(file, None, True, False, "latin1", max_header_size=5)  # noqa: FBT003
+        flowmap.load(file, fix_imports=False, encoding="bytes")
+        assert seen == [
+            ((file, None, True, False, "latin1"), {"max_header_size": 5}),
+            ((file, None, False, False, "bytes"), {"max_header_size": 10_000}),
+        ]
+
     def test_errors(self, tmp_path: Path) -> None:
         """What NumPy refuses is refused."""
         (tmp_path / "empty.npy").touch()
@@ -218,6 +268,8 @@ class TestRefused:
             ({"offset": 6}, ValueError, "can be 0 to 5"),
             ({"offset": 0.5}, TypeError, "no whole number"),
             ({"offset": False}, TypeError, "no whole number"),
+            ({"offset": 0.0}, TypeError, "no whole number"),
+            ({"offset": np.array([0, 1])}, TypeError, "no whole number"),
             ({"offset": 2, "shape": (4, 2)}, ValueError, "would end at 6"),
             ({"shape": (-3, 2)}, ValueError, "0 or more"),
             ({"shape": (3, 1)}, ValueError, r"has shape \(n, 2\)"),
@@ -242,6 +294,44 @@ class TestRefused:
                 flowmap.load(file, mode, **options)
             assert isinstance(caught.value, flowmap.FlowmapError)
         assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("mode", [None, "r"])
+    @pytest.mark.parametrize(
+        ("file", "error", "message"),
+        [
+            ("none.npy", NotFoundError, "cannot open the file"),
+            (".", InvalidArgumentError, "no regular file"),
+            ("a\0b", InvalidArgumentError, "names no file"),
+            (5, WrongTypeError, "takes the path of a file"),
+            ("junk.npy", InvalidArgumentError, "is no .npy file"),
+            (b"junk.npy", InvalidArgumentError, "junk.npy is no .npy file"),
+        ],
+    )
+    def test_files(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        file: Any,
+        mode: Any,
+        error: type[Exception],
+        message: str,
+    ) -> None:
+        """What is not there, no file, or another kind of file."""
+        monkeypatch.chdir(tmp_path)
+        Path("junk.npy").write_bytes(b"\x93junk" + bytes(200))
+        with pytest.raises(error, match=message):
+            flowmap.load(file, mode, offset=1)
+
+    def test_unreadable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk that fails while the rows are read."""
+
+        def fail(*_: Any) -> Any:
+            raise OSError(errno.EIO, "no")
+
+        path = saved(tmp_path / "a.npy", np.zeros(3))
+        monkeypatch.setattr("flowmap.windows.read_into", fail)
+        with pytest.raises(StorageError, match=r"cannot read the file.*a\.npy"):
+            flowmap.load(path, offset=1)
 
     def test_throwing_away(self, tmp_path: Path) -> None:
         """The mode that would erase the file, as NumPy's does, is refused."""

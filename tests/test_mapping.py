@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
+import math
 import mmap
 import os
 import re
@@ -18,14 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy_format
-from support import DTYPES, ORDERS, oracle, run, script
+from support import DTYPES, ORDERS, flip, oracle, run, script
 
 import flowmap
+from flowmap import mapping, storage
 from flowmap.errors import (
     AccessDeniedError,
     InvalidArgumentError,
     NotFoundError,
     OtherJobError,
+    StorageError,
     WrongTypeError,
 )
 
@@ -94,6 +98,25 @@ class TestWindow:
             assert after[:header] == before[:header]
             assert after[header:] == whole.tobytes("A")
 
+    @pytest.mark.parametrize(
+        "shape", [(1000, 5), (5, 0), (0, 5), (1000, 0, 3), (0, 0)], ids=str
+    )
+    def test_nothing_of_wide_columns(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        """Empty windows, and arrays, in Fortran order: nothing of the file is mapped."""
+        path = tmp_path / "a.npy"
+        with path.open("wb") as file:  # np.save says of an empty array that it is in C order
+            header = {"descr": "<f8", "fortran_order": True, "shape": shape}
+            npy_format.write_array_header_1_0(file, header)
+            file.write(bytes(8 * math.prod(shape)))
+        for start, mode in itertools.product((0, shape[0]), ("r", "r+", "c")):
+            window: Any = flowmap.open_memmap(path, mode, offset=start, shape=(0, *shape[1:]))
+            assert window.shape == (0, *shape[1:])
+            assert len(window.base) == 1
+            assert window.base[0] == 0
+            window.flush()
+        assert flowmap.open_memmap(path).shape == shape
+        flowmap.open_memmap(path).flush()
+
     def test_defaults(self, tmp_path: Path) -> None:
         """Without shape a window goes to the end; without offset it begins at the beginning."""
         path = saved(tmp_path / "a.npy", np.arange(10.0))
@@ -142,7 +165,7 @@ class TestWindow:
             assert path.stat().st_blocks * 512 < 1 << 20, "the file stays sparse"
             path.unlink()
 
-    def test_as_numpy(self, tmp_path: Path) -> None:
+    def test_as_numpy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its attributes, views and copies are those of NumPy's own."""
         path = saved(tmp_path / "a.npy", np.arange(12.0).reshape(4, 3))
         ours = flowmap.open_memmap(path, "r+", offset=1)
@@ -150,6 +173,12 @@ class TestWindow:
         for name in ("filename", "offset", "mode"):
             assert getattr(ours, name) == getattr(theirs, name)
         assert flowmap.open_memmap(str(path)).filename == str(path)
+        monkeypatch.chdir(tmp_path)
+        for name in ("a.npy", Path("a.npy"), b"a.npy", *os.scandir(), *os.scandir(b".")):
+            given: Any = name
+            wanted = None if isinstance(name, bytes) else theirs.filename
+            found = flowmap.open_memmap(given).filename
+            assert found == (str(path) if name == "a.npy" else wanted)
         view = ours[1:]
         assert isinstance(view, np.memmap)
         assert view.filename == theirs.filename
@@ -171,6 +200,41 @@ class TestWindow:
         for mode in ("r+", "readwrite"):
             flowmap.open_memmap(path, mode, offset=1)[0] += 1
         assert np.load(path).tolist() == [0, 2, 0, 0]
+
+    def test_opened_for_reading(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Modes that do not write do not open the file for writing."""
+        path = saved(tmp_path / "a.npy", np.zeros(4))
+        real, asked = storage.open_existing, []
+
+        def noted(path: str, *, write: bool, follow: bool) -> int:
+            asked.append(write)
+            return real(path, write=write, follow=follow)
+
+        monkeypatch.setattr(mapping, "open_existing", noted)
+        for mode in ("r", "c", "r+"):
+            flowmap.open_memmap(path, mode)
+        flowmap.load(path, "r", offset=1)
+        flowmap.load(path, offset=1)
+        assert [write for write in asked if write] == [True]
+        assert asked[:3] == [False, False, True]
+
+    def test_a_file_without_a_name(self, tmp_path: Path) -> None:
+        """What is open is mapped through its descriptor's path, as NumPy does."""
+        path = saved(tmp_path / "a.npy", np.arange(4.0))
+        with path.open("rb") as file:
+            path.unlink()
+            window = flowmap.open_memmap(f"/proc/self/fd/{file.fileno()}", "r", offset=2)
+        assert window.tolist() == [2, 3]
+
+    def test_warnings_are_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The filters of warnings belong to the process: other threads rely on them."""
+        path = saved(tmp_path / "a.npy", np.zeros(4, [("a", "<f8")]))
+        monkeypatch.setattr(warnings, "catch_warnings", None)
+        flowmap.open_memmap(path, offset=1)
+        flowmap.load(path, offset=1)
+        flowmap.allocate(tmp_path / "b.npy", 4, np.dtype("<f8", metadata={"a": 1}))
 
     def test_follows_a_link(self, tmp_path: Path) -> None:
         """A link leads to its file, as it does for NumPy."""
@@ -210,10 +274,40 @@ class TestFlush:
             window = flowmap.open_memmap(sys.argv[1], offset=1000, shape=(100, 4))
             window[5:].flush()
         """
-        command = ["strace", "-f", "-e", "trace=msync", *script(program, path)]
-        calls = re.findall(r"msync\(0x\w+, (\d+), MS_SYNC\)", run(command).stderr)
-        assert len(calls) == 4
-        assert all(800 <= int(size) < 800 + mmap.PAGESIZE for size in calls)
+        calls = "trace=msync,sync_file_range"
+        done = run(["strace", "-f", "-e", calls, *script(program, path)]).stderr
+        written = re.findall(r"sync_file_range\(\d+, (\d+), (\d+), [A-Z_|]+\) = 0", done)
+        begins = [128 + 8 * (20_000 * column + 1000) for column in range(4)]
+        pages = [begin - begin % mmap.PAGESIZE for begin in begins]
+        assert [int(offset) for offset, _ in written] == pages
+        assert all(800 <= int(size) < 800 + mmap.PAGESIZE for _, size in written)
+        (synced,) = re.findall(r"msync\(0x\w+, (\d+), MS_SYNC\)", done)
+        assert int(synced) == int(written[-1][1])
+
+    def test_where_no_range_can_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the system writes no range, each piece is synced by itself."""
+        path = saved(tmp_path / "a.npy", np.zeros((20_000, 4)), fortran_order=True)
+        asked = []
+
+        def refuse(*arguments: int) -> bool:
+            asked.append(arguments[1:])
+            return False
+
+        monkeypatch.setattr("flowmap.windows.write_back", refuse)
+        flowmap.open_memmap(path, offset=1000, shape=(100, 4)).flush()
+        assert len(asked) == 4
+
+    @pytest.mark.parametrize("fault", ["error", "unsupported"])
+    def test_write_back(self, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+        """An error of the disk is raised; a system that lacks the call is told apart."""
+        if fault == "error":
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                storage.write_back(-1, 0, 10)
+        else:
+            monkeypatch.setattr("sys.platform", "darwin")
+            assert storage.write_back(-1, 0, 10) is False
 
     def test_a_span(self, tmp_path: Path) -> None:
         """The mapping beneath still takes a span of bytes, as every `mmap` does."""
@@ -257,7 +351,8 @@ class TestNew:
         [
             ({"shape": (5,), "offset": 1}, ValueError, "offset is 1, and mode 'w\\+'"),
             ({"shape": (5,), "offset": -1}, ValueError, "offset is -1, and mode 'w\\+'"),
-            ({"shape": (5,), "offset": False}, ValueError, "offset is False, and mode"),
+            ({"shape": (5,), "offset": False}, TypeError, "no whole number"),
+            ({"shape": (5,), "offset": 1.5}, TypeError, "no whole number"),
             ({}, ValueError, "shape is missing"),
             ({"shape": (-1,)}, ValueError, "no axis can be negative"),
             ({"shape": (2.5,)}, TypeError, "no whole number"),
@@ -267,8 +362,8 @@ class TestNew:
             ({"shape": (5,), "dtype": "S"}, ValueError, "how long"),
             ({"shape": (5,), "dtype": "nonsense"}, TypeError, "NumPy does not take"),
             ({"shape": (5,), "fortran_order": 1}, TypeError, "True or False"),
-            ({"shape": (5,), "version": (4, 0)}, ValueError, "version \\(4, 0\\)"),
-            ({"shape": (5,), "version": 1}, ValueError, "version 1"),
+            ({"shape": (5,), "version": (4, 0)}, ValueError, "version is \\(4, 0\\)"),
+            ({"shape": (5,), "version": 1}, ValueError, "version is 1"),
             (
                 {"shape": (5,), "version": (1, 0), "dtype": [("x" * 70_000, "<f8")]},
                 ValueError,
@@ -286,6 +381,61 @@ class TestNew:
             flowmap.open_memmap(path, "w+", **options)
         assert isinstance(caught.value, flowmap.FlowmapError)
         assert path.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("options", "prepare", "error"),
+        [
+            ({"shape": (2**58,)}, "", "StorageError"),
+            ({"shape": (1 << 30,)}, "RLIMIT_FSIZE, (1 << 20, 1 << 20)", "StorageError"),
+            ({"shape": (1 << 32,)}, "RLIMIT_AS, (4 << 30, -1)", "StorageError"),
+            ({"shape": (5,), "dtype": [("ü温", "<f8")]}, "", "UserWarning"),
+        ],
+    )
+    def test_what_fails_late(
+        self, tmp_path: Path, options: dict[str, Any], prepare: str, error: str
+    ) -> None:
+        """What the system, or a warning that is an error, refuses: the old file stays."""
+        path = saved(tmp_path / "a.npy", np.arange(5))
+        before = path.read_bytes()
+        program = f"""
+            import resource, sys, flowmap
+            flowmap.open_memmap
+            {f"resource.setrlimit(resource.{prepare})" if prepare else ""}
+            try:
+                flowmap.open_memmap(sys.argv[1], "w+", **{options!r})
+            except Exception as error:
+                print(type(error).__name__)
+        """
+        done = run(script(program, path))
+        assert done.stdout == f"{error}\n", done
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+        new = run(script(program, tmp_path / "new.npy"))
+        assert new.stdout == f"{error}\n"
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.system("setpriv", packages="util-linux", root=True)
+    def test_in_a_folder_of_another(self, tmp_path: Path) -> None:
+        """A file that may be written is made anew in a folder that may not, as NumPy does."""
+        path = saved(tmp_path / "a.npy", np.arange(5))
+        path.chmod(0o666)
+        for folder in (tmp_path, *tmp_path.parents[:2]):
+            folder.chmod(0o755)
+        program = "import sys, flowmap; flowmap.open_memmap(sys.argv[1], 'w+', shape=3)[0] = 7"
+        drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        done = run([*drop, *script(program, path)])
+        assert done.returncode == 0, done
+        assert np.load(path).tolist() == [7, 0, 0]
+
+    def test_keeps_what_a_header_does_not(self, tmp_path: Path) -> None:
+        """The array has the dtype that was asked for: np.record, and alignment."""
+        record = np.dtype((np.record, [("a", "<f8")]))
+        rows = flowmap.open_memmap(tmp_path / "a.npy", "w+", record, (3,))
+        assert rows[0].a == 0
+        aligned = np.dtype([("a", "u1"), ("b", "<f8")], align=True)
+        assert flowmap.open_memmap(tmp_path / "b.npy", "w+", aligned, 3).dtype.isalignedstruct
+        inner = flowmap.open_memmap(tmp_path / "c.npy", "w+", ("<i4", (3,)), (2,))
+        assert inner.shape == np.load(tmp_path / "c.npy").shape == (2, 3)
 
     def test_target_of_a_job(self, tmp_path: Path) -> None:
         """The rows of a job are not thrown away, not even through a link."""
@@ -336,6 +486,9 @@ class TestRefused:
             ({"dtype": "<f4"}, ValueError, "dtype is float32, but .* has float64"),
             ({"dtype": ">f8"}, ValueError, "dtype is >f8, but .* has float64"),
             ({"dtype": "nonsense"}, TypeError, "dtype is 'nonsense'"),
+            ({"dtype": "f8,,"}, ValueError, "dtype is 'f8,,'"),
+            ({"dtype": [("a", "<f8"), ("a", "<f8")]}, ValueError, "dtype is"),
+            ({"max_header_size": None}, TypeError, "max_header_size: None is no whole number"),
             ({"mode": "w"}, ValueError, "mode is 'w'"),
             ({"mode": "write"}, ValueError, "mode is 'write'"),
             ({"mode": "rb"}, ValueError, "mode is 'rb'"),
@@ -396,13 +549,17 @@ class TestRefused:
             ),
             (HEADER.format("'<f8'", "0", "(1,)"), "not a valid bool"),
             (HEADER.format("'|O'", "False", "(1,)"), "Python objects"),
-            (HEADER.format("('<f8', (3,))", "True", "(2, 2)"), "no array has"),
+            (HEADER.format("('<f8', (3,))", "True", "(2, 2)"), "Fortran order"),
             (HEADER.format("'nonsense'", "False", "(1,)"), "descr is not a valid dtype"),
             (HEADER.format("'<f8'", "False", f"({'1,' * 65})"), "65 axes"),
             ("{'descr': '<f8', 'fortran_order': False}", "correct keys"),
             ("{}", "correct keys"),
             ("[" * 500 + "]" * 500, "cannot be read as a .npy file"),
             ("not a header", "Cannot parse"),
+            (HEADER.format("()", "False", "(1,)"), "not one that NumPy writes"),
+            (HEADER.format("('<f8',)", "False", "(1,)"), "not one that NumPy writes"),
+            (HEADER.format("'<f8'", "False", "(True,)"), "no array has"),
+            (HEADER.format("'<f8'", "False", "(1,)").replace("}", " "), "cannot be read"),
             ("é" * 60, "cannot be read as a .npy file"),
         ],
     )
@@ -419,6 +576,72 @@ class TestRefused:
             flowmap.open_memmap(path)
         assert path.read_bytes() == before
 
+    @pytest.mark.filterwarnings("ignore")  # of headers that say what was said long ago
+    def test_every_bit_of_a_header(self, tmp_path: Path) -> None:
+        """A header with a flipped bit is read for what it says now, or refused as no header."""
+        path = saved(tmp_path / "a.npy", np.zeros(3, [("t", "<f8"), ("v", "<i4", (2,))]))
+        whole = path.read_bytes()
+        refused = 0
+        for bit in range(8 * (len(whole) - 48)):
+            flip(path, bit // 8, 1 << bit % 8)
+            try:
+                flowmap.open_memmap(path, "r")
+            except InvalidArgumentError:
+                refused += 1
+            flip(path, bit // 8, 1 << bit % 8)
+        assert refused > 500
+        assert path.read_bytes() == whole
+
+    def test_long_header_of_version_3(self, tmp_path: Path) -> None:
+        """The limit is one of characters, in whatever encoding they are."""
+        array = np.zeros(2, [(f"温{n}", "<f8") for n in range(100)])
+        path = saved(tmp_path / "a.npy", array)
+        data = path.read_bytes()
+        length = int.from_bytes(data[8:12], "little")
+        characters = len(data[12 : 12 + length].decode())
+        assert characters < length
+        assert flowmap.open_memmap(path, max_header_size=characters).dtype == array.dtype
+        with pytest.raises(InvalidArgumentError, match=r"is large.*max_header_size"):
+            flowmap.open_memmap(path, max_header_size=characters - 1)
+
+    def test_a_length_of_4_gib(self, tmp_path: Path) -> None:
+        """A header that says it is gigabytes long is refused, not read."""
+        path = tmp_path / "a.npy"
+        path.write_bytes(b"\x93NUMPY\x02\0\xff\xff\xff\xff")
+        os.truncate(path, 1 << 33)
+        program = """
+            import resource, sys, flowmap
+            flowmap.open_memmap
+            resource.setrlimit(resource.RLIMIT_AS, (2 << 30, -1))
+            try:
+                flowmap.open_memmap(sys.argv[1])
+            except ValueError as error:
+                print(error)
+        """
+        assert "is large" in run(script(program, path)).stdout
+
+    def test_shortened_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that is cut between the look at its size and the mapping."""
+        path = saved(tmp_path / "a.npy", np.zeros(3))
+
+        def cut(*_: Any, **__: Any) -> Any:
+            raise ValueError("mmap length is greater than file size")
+
+        monkeypatch.setattr("flowmap.windows._Mapping", cut)
+        with pytest.raises(InvalidArgumentError, match="became shorter while"):
+            flowmap.open_memmap(path)
+
+    def test_unreadable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk that fails while the header is read."""
+        path = saved(tmp_path / "a.npy", np.zeros(3))
+
+        def fail(*_: Any) -> Any:
+            raise OSError(errno.EIO, "no")
+
+        monkeypatch.setattr(mapping, "read_header", fail)
+        with pytest.raises(StorageError, match="cannot read the header"):
+            flowmap.open_memmap(path)
+
     def test_subarray_in_the_header(self, tmp_path: Path) -> None:
         """A dtype that is a bare subarray adds its axes, as it does for NumPy."""
         text = b"{'descr': ('<i4', (3,)), 'fortran_order': False, 'shape': (2,), }"
@@ -432,6 +655,9 @@ class TestRefused:
         ("filename", "error", "message"),
         [
             ("none.npy", NotFoundError, "cannot open the file"),
+            ("", NotFoundError, "cannot open the file"),
+            ("text.npy/", StorageError, "cannot open the file"),
+            ("x" * 300, StorageError, "cannot open the file"),
             ("loop.npy", InvalidArgumentError, "no regular file"),
             (".", InvalidArgumentError, "no regular file"),
             ("pipe", InvalidArgumentError, "no regular file"),
