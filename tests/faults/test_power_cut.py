@@ -273,6 +273,26 @@ def test_an_allocation_survives_a_power_cut(disk: Disk) -> None:
     check_completes(target)
 
 
+@pytest.mark.parametrize("fortran", [False, True], ids=["C", "F"])
+def test_a_window_that_was_flushed_survives_a_power_cut(disk: Disk, fortran: bool) -> None:
+    """`flush` brings its window to the disk, all pieces of it, and not its neighbour."""
+    path = disk.root / "a.npy"
+    flowmap.open_memmap(path, "w+", "<f8", (2048, 512), fortran)
+    os.sync()
+    for offset in (700, 1500):
+        window = flowmap.open_memmap(path, offset=offset, shape=(10, 512))
+        window[...] = offset
+        if offset == 700:
+            window.flush()
+    disk.cut()
+    del window
+    disk.unmount()
+    disk.mount()
+    rows = np.load(path)
+    assert (rows[700:710] == 700).all()
+    assert not (rows[1500:1510] == 1500).any(), "the cut is none"
+
+
 def test_replaced_values_never_keep_the_old_record(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
