@@ -104,7 +104,8 @@ class Layout:
             )
         # As NumPy does, an empty array's other axes must be sensible too.
         nbytes = math.prod(n for n in self.shape if n) * max(self.dtype.itemsize, 1)
-        if nbytes > _MAX_BYTES - _LONGEST_HEADER and nbytes > _MAX_BYTES - len(self.header()):
+        room = _MAX_BYTES - nbytes
+        if room < 0 or (room < _LONGEST_HEADER and room < len(self.header())):
             raise InvalidArgumentError(
                 f"Shape {short(self.shape)} of {self.dtype} would take {short(nbytes)} bytes; "
                 f"a file holds at most {_MAX_BYTES}."

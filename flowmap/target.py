@@ -311,7 +311,7 @@ def masked_window(
     with opened_again(target.path, target.id) as (job, descriptor):
         mapped = job.map(descriptor, "r", window)
         status = target.status()
-    first, last = (window.start, window.stop) if window.contiguous else (0, layout.rows)
+    first, last = (window.start, window.stop) if window.of_rows else (0, layout.rows)
     starts, stops = (np.clip(status[name], first, last) for name in ("start", "stop"))
     done = np.repeat(status["state"] == "done", stops - starts)
     return with_mask(mapped, done, layout.axis, copy=mode is None)

@@ -137,12 +137,14 @@ class Window:
         return (count, *axes[1:]) if self.axis == 0 else (*axes[:-1], count)
 
     @property
+    def of_rows(self) -> bool:
+        """Whether it is counted along the slow axis, in rows."""
+        return len(self.layout.shape) <= 1 or self.axis == self.layout.axis
+
+    @property
     def contiguous(self) -> bool:
         """Whether its bytes are one piece of the file."""
-        axes = self.layout.shape
-        if len(axes) <= 1 or self.axis == self.layout.axis:
-            return True
-        return self.stop - self.start == axes[self.axis]
+        return self.of_rows or self.stop - self.start == self.layout.shape[self.axis]
 
     @property
     def order(self) -> Literal["C", "F"]:

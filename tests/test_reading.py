@@ -55,11 +55,12 @@ class TestMasked:
 
     @pytest.mark.parametrize("fortran", ORDERS, ids=["C", "F"])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize("shape", [(9,), (9, 9), (9, 2, 9)], ids=str)
+    @pytest.mark.parametrize("row", [(), (8,), (8, 2)], ids=str)
     def test_some_done(
-        self, tmp_path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
+        self, tmp_path: Path, row: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
     ) -> None:
         """What is done is there, what is not is masked: every dtype and order, and windows."""
+        shape = (*row, 9) if fortran else (9, *row)
         whole = oracle(shape, dtype)
         target = flowmap.allocate(
             tmp_path / "a.npy", shape, dtype, fortran_order=fortran, segments=[2, 3, 1, 3]
