@@ -17,6 +17,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xxhash
 
 from flowmap.errors import (
@@ -44,7 +45,6 @@ from flowmap.windows import Window
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from flowmap.job import Job
@@ -81,6 +81,10 @@ class Attempt:
         self._rows = 0
         self._claim: Claim | None = None
         self._synced_at = time.monotonic()
+        self._pid = os.getpid()
+        self._mapping: Any = None
+        self._mapped = np.empty(0, np.uint8)
+        self._unsynced: OSError | None = None
 
     @property
     def next_row(self) -> int:
@@ -194,24 +198,24 @@ class Attempt:
             self._record_durable("running")
 
     def map(self) -> np.memmap[Any, Any]:
-        """Map the segment's bytes for reading and writing, so that no store can fail.
+        """Map the segment's bytes for reading and writing, its space taken.
 
         A store into a hole of a file on a full disk ends the process (SIGBUS): the space is
-        reserved first, or, where the file system cannot, what is there is written again. The
-        same goes for what an earlier attempt wrote: after a failed write-back the page cache
-        may hold what the disk does not, and this attempt's sync must cover it.
+        reserved first. What an earlier attempt wrote is read and written again: after a failed
+        write-back the page cache may hold what the disk does not, and this attempt's sync must
+        cover it; and a copy may share its space with another file. So is everything where the
+        file system cannot reserve, or (XFS) wants as much again for what is reserved already.
 
         Returns:
-            The segment's rows, in the order and dtype of the target.
+            The segment's rows, in the order and dtype of the target. To flush them is left to
+            this attempt: see `flush`.
 
         Raises:
             ClaimLostError: Another attempt has the segment.
             StorageError: There is no space, or what is there cannot be read, written or mapped.
         """
         rows, layout = self.segment.rows, self.job.layout
-        with self._told("cannot reserve the space of the segment; free some and run again"):
-            sure = reserve_range(self._target, self._byte(0), rows * layout.row_bytes)
-        if not sure or not (self.before.attempt == 0 or self.before.state == "done"):
+        if not self._reserved(rows * layout.row_bytes) or self.before.attempt:
             for offset, chunk in self._chunks(0, rows):
                 with self._told("cannot read what is there; use write_segment()"):
                     read_into(self._target, chunk, offset)
@@ -221,25 +225,64 @@ class Attempt:
         start, stop = self.segment.start, self.segment.stop
         window = Window(layout, self.job.data_offset, start, stop, layout.axis)
         with self._told("cannot map the segment"):
-            return window.map(self._target, "r+", self.job.path)
+            mapped = window.map(self._target, "r+", self.job.path)
+        mapping: Any = mapped.base
+        mapping.flusher = self.flush
+        self._mapping = mapping
+        self._mapped = np.frombuffer(mapping, np.uint8)[mapping.pieces.first :]
+        return mapped
 
-    def adopt(self, mapped: np.memmap[Any, Any], data: NDArray[np.uint8]) -> None:
-        """Take what was written through the mapping for the rows of the whole segment.
+    def _reserved(self, nbytes: int) -> bool:
+        with self._told("cannot reserve the space of the segment; look at the disk"):
+            try:
+                return reserve_range(self._target, self._byte(0), nbytes)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+        return False
 
-        Args:
-            mapped: What `map` returned.
-            data: Its bytes: shape (rows * row_bytes,), uint8.
+    def flush(self) -> None:
+        """Bring what was stored so far to the disk, as far as that may be.
+
+        An error is reported once, so that a second sync may succeed for what is gone: one is
+        kept, and the attempt fails. With `durability="end"` nothing is synced, since the error
+        may be another segment's, and must be left for the validation.
+
+        Raises:
+            StorageError: The disk does not take it, or did not before.
+        """
+        first = self._byte(0)
+        if self.job.durability == "end":
+            start_writeback(self._target, first, self._byte(self.segment.rows) - first)
+            return
+        if self._unsynced is None:
+            try:
+                sync_data(self._target)
+            except OSError as error:
+                self._unsynced = error
+        if self._unsynced is not None:
+            with self._told("cannot sync the rows to disk; run again, and look at the disk"):
+                raise self._unsynced
+
+    def adopt(self) -> None:
+        """Take what was stored through the mapping for the rows of the whole segment.
 
         Raises:
             ClaimLostError: Another attempt has the segment.
             StorageError: They cannot be synced.
         """
         self._held().check()
-        if self.job.durability == "segment":  # as POSIX has it: fdatasync need not know of them
+        if self.job.durability == "segment":
+            # First, since it lets other threads run meanwhile; the other is as POSIX has it.
+            self.flush()
             with self._told("cannot sync the rows to disk; run again, and look at the disk"):
-                mapped.flush()
-        self._digest.update(data.data)
+                self._mapping.sync()
+        self._digest.update(self._mapped[: self._byte(self.segment.rows) - self._byte(0)].data)
         self._rows = self.segment.rows
+
+    def let_go(self) -> None:
+        """Leave the mapping to itself: there is nothing more to bring to the disk."""
+        self._mapping.flusher = _nothing
 
     def commit(self) -> SegmentRecord:
         """Make the segment durable and record it as done; return its record.
@@ -300,15 +343,26 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
-        if self._claim is not None and not isinstance(error, ClaimLostError):
+        held = self._claim is not None and self._pid == os.getpid()
+        if held and not isinstance(error, ClaimLostError):
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)
             with contextlib.suppress(ClaimLostError, OSError):
-                self._claim.note(state="failed", reason=reason)
+                self._held().note(state="failed", reason=reason)
 
     def _held(self) -> Claim:
         assert self._claim is not None, "begin() comes first"
+        if self._pid != os.getpid():
+            raise ClaimLostError(
+                f"{self.segment.name} was claimed by process {self._pid}, of which this one is "
+                "a fork; only that one can finish it. Leave a fork by os._exit().",
+                segment=self.segment.name,
+            )
         return self._claim
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:

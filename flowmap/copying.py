@@ -27,7 +27,7 @@ from flowmap.fillers import filler
 from flowmap.mapping import opened_npy
 from flowmap.npy import MAX_HEADER_SIZE
 from flowmap.root import rooted
-from flowmap.storage import opened, read_into
+from flowmap.storage import EndedError, opened, read_into
 from flowmap.target import open_target
 from flowmap.values import by_rows, row_axis
 from flowmap.windows import Window
@@ -151,7 +151,7 @@ class _File:
         with self._opened() as descriptor:
             try:
                 return window.read(functools.partial(read_into, descriptor))
-            except EOFError as error:
+            except EndedError as error:
                 raise _changed(self.path) from error
 
     @contextlib.contextmanager

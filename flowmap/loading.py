@@ -21,7 +21,7 @@ from flowmap.mapping import (
     refuse_objects,
 )
 from flowmap.npy import MAX_HEADER_SIZE, read_header
-from flowmap.storage import CHUNK
+from flowmap.storage import CHUNK, EndedError
 from flowmap.target import masked_window, open_target
 from flowmap.windows import Window
 
@@ -174,7 +174,7 @@ def _ending_told(file: object) -> Iterator[None]:
     """Say that a file ends within a window."""
     try:
         yield
-    except EOFError as error:
+    except EndedError as error:
         raise InvalidArgumentError(
             f"{file} is too short: it ends within the window. It was cut short, or not written "
             "to the end."

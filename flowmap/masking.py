@@ -7,47 +7,38 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 
 def with_mask(
-    values: NDArray[Any], done: NDArray[np.bool], axis: Literal[0, -1], *, copy: bool
+    values: NDArray[Any],
+    missing: Iterable[tuple[int, int]],
+    axis: Literal[0, -1],
+    *,
+    copy: bool,
 ) -> np.ma.MaskedArray[Any, Any]:
-    """Mask the rows that are not done.
+    """Mask the rows that are missing.
 
     Args:
         values: Rows along `axis`, or a 0-d array, which is one row.
-        done: Shape (rows,).
+        missing: (start, stop) of each run of them.
         axis: The axis of the rows.
-        copy: Whether to make an array of its own, zero where it is masked; nothing but the rows
-            that are done is read. Otherwise the mask cannot be written to: all elements of a
-            row share what it says of the row.
+        copy: Whether the mask shall have elements of its own. Otherwise all elements of a row
+            share what it says of the row, and it cannot be written to.
 
     Returns:
-        An array of the shape and dtype of `values`.
+        A masked array of the values.
     """
-    mask: NDArray[Any] = np.zeros(len(done), np.ma.make_mask_descr(values.dtype))
-    mask[~done] = True  # of a record, each field
+    rows = values.shape[axis] if values.shape else 1
+    mask: NDArray[Any] = np.zeros(rows, np.ma.make_mask_descr(values.dtype))
+    for start, stop in missing:
+        mask[start:stop] = True  # of a record, each field
     if not values.shape:
         mask = mask.reshape(())
     elif axis == 0:
         mask = mask.reshape(-1, *[1] * (values.ndim - 1))
     mask = np.broadcast_to(mask, values.shape)
-    if copy:
-        values, mask = _copied(values, done, axis), mask.copy()
     # keep_mask would make and fill another mask of a record.
-    return np.ma.MaskedArray(values, mask, keep_mask=False)
-
-
-def _copied(values: NDArray[Any], done: NDArray[np.bool], axis: Literal[0, -1]) -> NDArray[Any]:
-    copied = np.zeros_like(values, subok=False)
-    if not values.shape:
-        if done[0]:
-            copied[()] = values
-        return copied
-    to, source = np.moveaxis(copied, axis, 0), np.moveaxis(values, axis, 0)
-    # Where a run of rows that are done begins, and where it ends.
-    edges = np.flatnonzero(np.diff(done, prepend=False, append=False))
-    for start, stop in edges.reshape(-1, 2):
-        to[start:stop] = source[start:stop]
-    return copied
+    return np.ma.MaskedArray(values, mask.copy() if copy else mask, keep_mask=False)

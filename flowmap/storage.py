@@ -50,6 +50,10 @@ class NotRegularError(OSError):
     """What was opened is a folder, a link, a pipe or a device."""
 
 
+class EndedError(OSError):
+    """The file ends before the last byte that was to be read."""
+
+
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], *, write: bool = False) -> Iterator[int]:
     """Open an existing regular file for a `with` block; never create, truncate or follow.

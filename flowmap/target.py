@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
@@ -10,10 +11,11 @@ import numpy as np
 
 from flowmap import handing
 from flowmap.arguments import seconds
-from flowmap.errors import InvalidArgumentError, NotDoneTimeoutError, short
+from flowmap.errors import InvalidArgumentError, NotDoneTimeoutError, short, told
 from flowmap.job import Job, absolute, opened_again, opened_target, refuse_replaced
 from flowmap.masking import with_mask
 from flowmap.records import STATUS
+from flowmap.storage import read_into
 
 if TYPE_CHECKING:
     import os
@@ -178,9 +180,16 @@ class Target:
         """Map the whole array for reading, with the rows masked that are not done yet.
 
         What the ledger says at this moment counts, and only segments that are done: a row that
-        is not masked is on the disk. Nothing is read but the ledger; the mask takes a byte for
-        each row of a plain dtype, and one for each field of a record. It does not follow what
-        is done later: call this again, or go through `as_completed`.
+        is not masked is on the disk. It does not follow what is done later: call this again, or
+        go through `as_completed`. A map shows what is in the file when it is looked at: of a
+        segment that is reset and filled again, also that; `load(path, masked=True)` reads
+        what it shows at once. On a disk that cannot be read a map ends the process (SIGBUS).
+
+        Nothing is read but the ledger. The mask takes a byte for each row, in a record one for
+        each element of its fields; of a record array with several axes `numpy.ma` asks for one
+        of each element, which is not touched. Methods that compute, `mean` and `filled` among
+        them, make arrays of the full size: of a big target take windows,
+        `flowmap.load(path, "r", masked=True, offset=, shape=)`.
 
         Returns:
             The array, of the target's shape and dtype, not to be written to; likewise its mask.
@@ -197,7 +206,8 @@ class Target:
         """Yield each segment once it is done, at first those that are, until all are.
 
         For those who work on the rows while others fill: the rows of a segment that came are on
-        the disk. A segment that fails is waited for, since a retry may fill it.
+        the disk. A segment that fails is waited for, since a retry may fill it; with
+        `durability="end"` none is done before `validate`.
 
         Args:
             timeout: Seconds to wait in all, from the call on; None for as long as it takes.
@@ -230,8 +240,8 @@ class Target:
                     "time. See status() for their states, and whether a run is filling them.",
                     path=str(self.path),
                 )
-            if not news.size:
-                time.sleep(max(0, min(pause, until - now)))
+            if left.any():
+                time.sleep(max(0, min(now + pause, until) - time.monotonic()))
 
     def to_dask(self) -> Array:
         """Hand it to Dask: a lazy array whose chunks are the segments, cut along the rows.
@@ -307,11 +317,29 @@ def masked_window(
         OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
             `Target.masked`.
     """
-    window, layout = target.job.window(offset, shape), target.job.layout
-    with opened_again(target.path, target.id) as (job, descriptor):
-        mapped = job.map(descriptor, "r", window)
-        status = target.status()
-    first, last = (window.start, window.stop) if window.of_rows else (0, layout.rows)
-    starts, stops = (np.clip(status[name], first, last) for name in ("start", "stop"))
-    done = np.repeat(status["state"] == "done", stops - starts)
-    return with_mask(mapped, done, layout.axis, copy=mode is None)
+    job = target.job
+    window = job.window(offset, shape)
+    first, last = (window.start, window.stop) if window.of_rows else (0, job.layout.rows)
+    # The ledger before the file: on NFS what is read then is no older than what it says.
+    before = target.status()
+    done = before["state"] == "done"
+    with opened_again(target.path, target.id) as (_, descriptor):
+        if mode == "r":
+            values: NDArray[Any] = job.map(descriptor, mode, window).view(np.ndarray)
+        else:
+            with told("cannot read the rows that are done", target.path):
+                runs = _runs(before[done], first, last)
+                values = window.read(functools.partial(read_into, descriptor), runs)
+    if mode is None:  # a segment that was claimed meanwhile may be half read before, half after
+        done &= before == target.status()
+    missing = [
+        (start - first, stop - first) for start, stop in _runs(before[~done], first, last)
+    ]
+    return with_mask(values, missing, job.layout.axis, copy=mode is None)
+
+
+def _runs(status: NDArray[Any], first: int, last: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of the rows of some segments that lie between two rows."""
+    bounds = status[["start", "stop"]].tolist()
+    clipped = ((max(start, first), min(stop, last)) for start, stop in bounds)
+    return [(start, stop) for start, stop in clipped if start < stop]

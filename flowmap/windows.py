@@ -7,6 +7,7 @@ the other axes.
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import mmap
@@ -19,10 +20,10 @@ import numpy as np
 
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, short
-from flowmap.storage import read_into, write_back
+from flowmap.storage import EndedError, read_into, write_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -162,25 +163,52 @@ class Window:
         nbytes = (self.stop - self.start) * unit
         return Pieces(self.data_offset + self.start * unit, nbytes, number, step)
 
-    def read(self, read_at: Callable[[NDArray[np.uint8], int], int]) -> NDArray[Any]:
+    def read(
+        self,
+        read_at: Callable[[NDArray[np.uint8], int], int],
+        runs: Iterable[tuple[int, int]] | None = None,
+    ) -> NDArray[Any]:
         """Read its bytes, and no others.
 
         Args:
             read_at: Fills a buffer, shape (nbytes,), from a byte of the file on; returns how
                 many bytes there were.
+            runs: (start, stop) of the rows to read, all within the window; None for all that
+                it has.
 
         Returns:
-            An array of its own, in the order of the file.
+            An array of its own, in the order of the file; zero where nothing was read.
 
         Raises:
-            EOFError: The file ends within the window.
+            EndedError: The file ends within the window.
         """
         pieces = self.pieces()
-        data = np.empty((pieces.number, pieces.length), np.uint8)
-        for number, piece in enumerate(data if pieces.span else ()):
-            if read_at(piece, pieces.first + number * pieces.step) < len(piece):
-                raise EOFError("the file ends within the window")
+        make = np.empty if runs is None else np.zeros
+        data = make((pieces.number, pieces.length), np.uint8)
+        for part, offset in self._parts(data, runs) if pieces.span else ():
+            if read_at(part, offset) < len(part):
+                raise EndedError(errno.EIO, "the file ends within the window")
         return np.ndarray(self.shape, self.layout.dtype, data.data, order=self.order)
+
+    def _parts(
+        self, data: NDArray[np.uint8], runs: Iterable[tuple[int, int]] | None
+    ) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        """Yield what is to be read, and from which byte of the file on."""
+        pieces = self.pieces()
+        if runs is None:
+            yield from ((data[n], pieces.first + n * pieces.step) for n in range(len(data)))
+            return
+        if self.contiguous:
+            data, step = data[0].reshape(-1, self.layout.row_bytes), self.layout.row_bytes
+            first, each = self.start if self.of_rows else 0, 1
+        else:  # rows are along the other end of the axes: so many pieces each
+            first, each, step = 0, len(data) // self.layout.rows, pieces.step
+        for start, stop in runs:
+            begin, end = (start - first) * each, (stop - first) * each
+            if self.contiguous:
+                yield data[begin:end].reshape(-1), pieces.first + begin * step
+            else:
+                yield from ((data[n], pieces.first + n * step) for n in range(begin, end))
 
     def read_file(self, descriptor: int) -> NDArray[Any]:
         """Read its bytes of an open file that is long enough, in whichever way is faster.
@@ -189,7 +217,7 @@ class Window:
             As `read`.
 
         Raises:
-            OSError, EOFError: They cannot be read.
+            OSError: They cannot be read; `EndedError` where the file ends within them.
         """
         pieces = self.pieces()
         if pieces.number > _MANY and pieces.close:
@@ -249,10 +277,12 @@ class _Mapping(mmap.mmap):
         pieces: Of the window, counted from the beginning of the mapping.
         source: The file's descriptor, and the byte at which the mapping begins; None where
             the window is one piece.
+        flusher: What to do instead where somebody else sees to the disk; None for nobody.
     """
 
     pieces: Pieces
     source: tuple[int, int] | None = None
+    flusher: Callable[[], object] | None = None
 
     def keep(self, descriptor: int, begin: int) -> None:
         """Keep the file open for as long as the mapping lives, to write many pieces at once."""
@@ -262,6 +292,13 @@ class _Mapping(mmap.mmap):
 
     def flush(self, *span: int) -> None:
         """Return only when the window is on the disk, or the span of bytes that is given."""
+        if self.flusher is None:
+            self.sync(*span)
+        else:
+            self.flusher()
+
+    def sync(self, *span: int) -> None:
+        """Do so in any case."""
         if span or self.source is None:
             for each in [span] if span else self._spans():
                 super().flush(*each)

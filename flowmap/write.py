@@ -278,13 +278,18 @@ def open_segment(segment: Segment, *, replace: bool = False) -> Iterator[np.memm
 
     For what wants memory and not a function to call: numba, Fortran, MPI-IO. No lock is taken.
     When the block ends without an error the bytes are synced and hashed, and the segment is
-    recorded as done; after an error it is recorded as failed. Stores go straight to the file: a
-    block that lost its segment to another attempt is told so at its end only, and validation
-    finds what it overwrote meanwhile.
+    recorded as done; after an error it is recorded as failed. Write into the array, `out[...] =
+    values`: to bind the name to something else leaves the file as it was. Stores go straight to
+    the file: a block that lost its segment to another attempt is told so at its end only, and
+    validation finds what it overwrote meanwhile. The pages count as memory of this process, all
+    of the segment's, though the system takes them back where it needs them.
+
+    `out.flush()` writes what was stored so far to the disk; after an error of it the segment
+    fails, whatever the block does. With `durability="end"` it only begins to.
 
     The space is reserved before, so that on a full disk there is an error here. A store ends
     the process nevertheless (SIGBUS) where somebody truncates the file, or the disk cannot be
-    read; and where every write takes new space (btrfs, ZFS) on a disk that fills up.
+    read; and where a write takes new space (btrfs, ZFS, a reflinked copy) on a full disk.
 
     Args:
         segment: From `target.segments` or `target.pending()`.
@@ -312,10 +317,11 @@ def open_segment(segment: Segment, *, replace: bool = False) -> Iterator[np.memm
             )
         attempt.begin(resume=False)
         out = attempt.map()
-        data = out.ravel("K").view(np.uint8) if out.nbytes else np.empty(0, np.uint8)
         try:
             yield out
+            out.flags.writeable = False
+            attempt.adopt()
+            attempt.commit()
         finally:
             out.flags.writeable = False
-        attempt.adopt(out, data)
-        attempt.commit()
+            attempt.let_go()

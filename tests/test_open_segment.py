@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import os
+import shutil
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -111,6 +115,15 @@ class TestFilling:
         assert flowmap.validate(target).bad_segments == target.segments[1:]
         assert np.load(target)[999].tolist() == [8, 8]
 
+    def test_is_the_target(self, target: flowmap.Target) -> None:
+        """The array tells where it lies, and what is written to its address counts."""
+        with flowmap.open_segment(target.segments[1]) as out:
+            assert str(out.filename) == str(target.path)
+            assert out.offset == target.job.data_offset + 16_000
+            ctypes.memset(out.ctypes.data, 0x40, out.nbytes)
+        assert (np.load(target)[1000:2000].view("u1") == 0x40).all()
+        assert flowmap.validate(target).bad_segments == target.segments[::2]
+
     def test_with_written_segments(self, target: flowmap.Target) -> None:
         """Segments that are opened and segments that are written are one work."""
         first, second, third = target.segments
@@ -131,6 +144,41 @@ class TestFilling:
         assert states(target) == ["written", "written"]
         assert flowmap.validate(target).ok
         assert states(target) == ["done", "done"]
+
+    def test_flush_within(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A flush in the block syncs the target; after the block there is nothing to do."""
+        synced: list[int] = []
+
+        def noted(descriptor: int) -> None:
+            synced.append(descriptor)
+            os.fdatasync(descriptor)
+
+        monkeypatch.setattr(attempts, "sync_data", noted)
+        with flowmap.open_segment(target.segments[0]) as out:
+            out[...] = 1
+            out.flush()
+            cast("np.memmap[Any, Any]", out[5:]).flush()
+            assert len(synced) == 2
+        count = len(synced)
+        out.flush()
+        assert len(synced) == count
+        assert states(target)[0] == "done"
+
+    def test_no_sync_with_durability_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With durability "end" nothing syncs: the error may be another segment's."""
+        target = flowmap.allocate(tmp_path / "a.npy", 10, "<f8", segments=2, durability="end")
+        for name in ("flowmap.windows._Mapping.sync", "flowmap.attempt.sync_data"):
+            monkeypatch.setattr(name, _fail)
+        with flowmap.open_segment(target.segments[0]) as out:
+            out[...] = 1
+            out.flush()
+        assert states(target)[0] == "written"
+        with pytest.raises(SegmentDoneError, match="is written"):
+            within(target.segments[0], lambda _: pytest.fail("it was opened"))
 
     def test_other_dtype_in_place(self, target: flowmap.Target) -> None:
         """What the block makes of its array's shape does not change which bytes count."""
@@ -161,7 +209,8 @@ class TestFilling:
         kept = [call for call in seen if call != "pwrite64"]  # of JSON beside
         begin = kept.index("fallocate")
         assert kept[begin:] == [
-            *("fallocate", "write", "msync", "fdatasync", "pwrite64 ledger", "fdatasync ledger")
+            *("fallocate", "write", "fdatasync", "msync", "fdatasync"),
+            *("pwrite64 ledger", "fdatasync ledger"),
         ]
 
 
@@ -226,12 +275,86 @@ class TestFailing:
 
     def test_sync_fails(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the disk does not take the rows, the segment failed."""
-        for name in ("flowmap.windows._Mapping.flush", "flowmap.attempt.sync_data"):
+        for name in ("flowmap.windows._Mapping.sync", "flowmap.attempt.sync_data"):
             with monkeypatch.context() as patch:
                 patch.setattr(name, _fail)
                 with pytest.raises(StorageError, match="cannot sync the rows"):
                     within(target.segments[0], lambda out: out.fill(1))
             assert states(target)[0] == "failed"
+
+    def test_flush_fails(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A flush that failed fails the segment, even if the block goes on after it."""
+        answers = [OSError(errno.ENOSPC, "full"), None, None, None]
+
+        def once(_: int) -> None:
+            answer = answers.pop(0)
+            if answer is not None:
+                raise answer
+
+        def go_on(out: NDArray[Any]) -> None:
+            out[...] = 1
+            for _ in range(2):
+                with contextlib.suppress(StorageError):
+                    cast("np.memmap[Any, Any]", out).flush()
+
+        monkeypatch.setattr(attempts, "sync_data", once)
+        with pytest.raises(StorageError, match="cannot sync the rows") as caught:
+            within(target.segments[0], go_on)
+        assert caught.value.errno == errno.ENOSPC
+        assert states(target)[0] == "failed"
+
+    @pytest.mark.parametrize("moment", ["reserving", "writing again"])
+    def test_zombie_before_the_block(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, moment: str
+    ) -> None:
+        """An attempt that lost its segment before the block writes and opens nothing."""
+        (segment, *_) = target.segments
+        values = np.full((1000, 2), 3.0)
+
+        def lose(*arguments: Any) -> bool:
+            monkeypatch.undo()
+            flowmap.write_segment(segment, values, replace=True)
+            read = storage.read_into(*arguments) if moment == "writing again" else True
+            if moment == "writing again":
+                arguments[1][:] = 0  # what was there before the other attempt
+            return bool(read)
+
+        if moment == "writing again":
+            flowmap.write_segment(segment, np.zeros((1000, 2)))
+            flowmap.reset(target, 0)
+        monkeypatch.setattr(
+            attempts, "reserve_range" if moment == "reserving" else "read_into", lose
+        )
+        with pytest.raises(ClaimLostError):
+            within(segment, lambda _: pytest.fail("it was opened"))
+        assert states(target)[0] == "done"
+        assert (np.load(target)[:1000] == 3).all()
+
+    @pytest.mark.parametrize("way", ["falls out", "exits"])
+    def test_fork_within(self, target: flowmap.Target, way: str) -> None:
+        """A fork that leaves the block neither finishes the segment nor fails it."""
+        program = f"""
+            import os, sys, flowmap
+            segment = flowmap.open_target(sys.argv[1]).segments[0]
+            try:
+                with flowmap.open_segment(segment) as out:
+                    out[...] = 1
+                    child = os.fork()
+                    if child == 0 and {way == "exits"}:
+                        raise SystemExit(7)
+                    if child:
+                        _, status = os.waitpid(child, 0)
+                        print(os.waitstatus_to_exitcode(status))
+                        print(flowmap.open_target(sys.argv[1]).status()["state"][0])
+            except flowmap.FlowmapError as error:
+                print(type(error).__name__, "fork" in str(error), flush=True)
+                os._exit(5)
+        """
+        done = run(script(program, target.path))
+        said = done.stdout.split("\n")
+        assert said[-3:] == ["7" if way == "exits" else "5", "running", ""], done
+        assert (said[0] == "ClaimLostError True") == (way == "falls out")
+        assert states(target)[0] == "done"
 
     def test_written_again_after_a_failure(
         self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
@@ -260,8 +383,8 @@ class TestFailing:
         flowmap.reset(target, 0)
         with flowmap.open_segment(segment):
             assert written == [16_000] * 2
-        with flowmap.open_segment(segment, replace=True):
-            assert written == [16_000] * 2
+        with flowmap.open_segment(segment, replace=True):  # it may be a reflinked copy
+            assert written == [16_000] * 3
 
 
 class TestRefused:
@@ -392,6 +515,43 @@ class TestSpace:
             assert target.path.read_bytes() == before
             out[...] = 1
         assert states(target)[0] == "done"
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+    def test_reservation_fails(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """XFS wants as much space again as is reserved: writing tells whether there is any."""
+
+        def refuse(*_: Any) -> bool:
+            raise OSError(number, "no")
+
+        monkeypatch.setattr(attempts, "reserve_range", refuse)
+        if number == errno.EIO:
+            with pytest.raises(StorageError, match="look at the disk"):
+                within(target.segments[0], lambda _: pytest.fail("it was opened"))
+        else:
+            within(target.segments[0], lambda out: out.fill(1))
+        assert states(target)[0] == ("failed" if number == errno.EIO else "done")
+
+    @pytest.mark.system("mkfs.xfs", "mount", packages="xfsprogs mount", root=True)
+    def test_full_xfs(self, tmp_path: Path) -> None:
+        """On a real XFS, too, a segment larger than the free space is opened and filled."""
+        image, folder = tmp_path / "image", tmp_path / "mounted"
+        folder.mkdir()
+        with image.open("wb") as file:
+            file.truncate(320 << 20)
+        subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+        try:
+            free = shutil.disk_usage(folder).free
+            rows = (free - (24 << 20)) // 8
+            target = flowmap.allocate(folder / "a.npy", rows, "<f8", segments=2)
+            assert shutil.disk_usage(folder).free < 8 * target.segments[0].rows
+            for segment in target.segments:
+                within(segment, lambda out: out.fill(1))
+            assert flowmap.validate(target).ok
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
 
     def test_unreadable(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
         """What cannot be read cannot be mapped either; it is said what can be done."""

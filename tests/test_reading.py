@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import mmap
+import pickle
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +22,10 @@ from flowmap.errors import (
     NotDoneTimeoutError,
     NotFoundError,
     OtherJobError,
+    StorageError,
     WrongTypeError,
 )
+from flowmap.storage import read_into
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,6 +140,65 @@ class TestMasked:
         with pytest.raises(ValueError, match="read-only"):
             mask_of(target)[0] = False
 
+    def test_is_copied_and_pickled(self, target: flowmap.Target) -> None:
+        """What is made of it is in memory, and no map."""
+        flowmap.fill_segment(target.segments[0], ramp)
+        found = target.masked()
+        for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found)), found + 0):
+            assert type(copied.data) is np.ndarray
+            assert copied.count() == 125
+            copied[0] = 5
+        assert type(found.filled(0)) is np.ndarray
+
+    def test_claimed_while_it_is_read(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A segment that is filled anew while it is read may be half of each: it is masked."""
+        for segment in target.segments:
+            flowmap.fill_segment(segment, ramp)
+
+        def and_claim(descriptor: int, part: NDArray[np.uint8], offset: int) -> int:
+            monkeypatch.undo()
+            count = read_into(descriptor, part[:400], offset)
+            flowmap.reset(target, 0)
+            flowmap.fill_segment(target.segments[0], ramp)
+            return count + read_into(descriptor, part[400:], offset + 400)
+
+        monkeypatch.setattr("flowmap.target.read_into", and_claim)
+        found = flowmap.load(target, masked=True)
+        assert found.mask[:125].all()
+        assert not found.mask[125:].any()
+        assert not flowmap.load(target, masked=True).mask.any()
+
+    def test_disk_that_cannot_be_read(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Reading rows that are done meets an error, not the end of the process."""
+
+        def fail(*_: Any) -> int:
+            raise OSError(errno.EIO, "bad sector")
+
+        flowmap.fill_segment(target.segments[0], ramp)
+        monkeypatch.setattr("flowmap.target.read_into", fail)
+        with pytest.raises(StorageError, match="cannot read the rows that are done"):
+            flowmap.load(target, masked=True)
+
+    def test_what_is_not_done_is_not_read(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only the rows that are done are read."""
+        read: list[int] = []
+
+        def noted(descriptor: int, part: NDArray[np.uint8], offset: int) -> int:
+            read.append((offset - target.job.data_offset) // 8)
+            return read_into(descriptor, part, offset)
+
+        for index in (1, 3):
+            flowmap.fill_segment(target.segments[index], ramp)
+        monkeypatch.setattr("flowmap.target.read_into", noted)
+        assert flowmap.load(target, masked=True).count() == 250
+        assert read == [125, 375]
+
     def test_is_of_its_moment(self, target: flowmap.Target) -> None:
         """What is done later is seen by the next call."""
         before = target.masked()
@@ -153,6 +217,20 @@ class TestMasked:
             grown = int(Path("/proc/self/statm").read_text().split()[1]) - int(resident)
             assert grown * mmap.PAGESIZE < 32 << 20
             assert all(np.asarray(found.mask)[-1, -1].reshape(1).view(bool))
+
+    def test_costs_a_byte_for_each_row(self, tmp_path: Path) -> None:
+        """Of a sparse target of one axis the mask is held, and nothing else."""
+        target = flowmap.allocate(
+            tmp_path / "a.npy", 1 << 26, "<f8", segments=64, reserve=False
+        )
+        flowmap.fill_segment(target.segments[1], "constant", {"value": 1})
+        tracemalloc.start()
+        found = target.masked()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 1.1 * (1 << 26)
+        assert mask_of(target).sum() == 63 << 20
+        assert found[1 << 20] == 1
 
     def test_refused(self, target: flowmap.Target) -> None:
         """A target that was allocated anew, or is gone."""
@@ -279,6 +357,22 @@ class TestAsCompleted:
             next(coming)
         assert naps
         assert all(0 <= nap <= 0.05 for nap in naps)
+
+    def test_looks_no_more_often_while_there_is_news(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After each look it rests, also after one that found a segment."""
+        naps: list[float] = []
+
+        def fill_and_nap(seconds: float) -> None:
+            naps.append(seconds)
+            flowmap.fill_segment(target.segments[len(naps)], ramp)
+
+        flowmap.fill_segment(target.segments[0], ramp)
+        monkeypatch.setattr(time, "sleep", fill_and_nap)
+        assert len(list(target.as_completed(timeout=600, poll_seconds=30))) == 8
+        assert len(naps) == 7
+        assert all(0 < nap <= 30 for nap in naps)
 
     def test_overwritten_meanwhile(self, target: flowmap.Target) -> None:
         """A target that is allocated anew is not waited for."""
