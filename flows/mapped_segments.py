@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=8)
     options = parser.parse_args()
+    if not 1 <= options.processes <= options.rows:
+        parser.error("--processes takes 1 or more, and each needs a row")
     options.folder.mkdir(parents=True, exist_ok=True)
     plain, proved = options.folder / "pendulum_windows.npy", options.folder / "pendulum.npy"
     try:
