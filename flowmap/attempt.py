@@ -82,8 +82,7 @@ class Attempt:
         self._claim: Claim | None = None
         self._synced_at = time.monotonic()
         self._pid = os.getpid()
-        self._mapping: Any = None
-        self._mapped = np.empty(0, np.uint8)
+        self._mapped: Any = None
         self._unsynced: OSError | None = None
 
     @property
@@ -226,11 +225,14 @@ class Attempt:
         window = Window(layout, self.job.data_offset, start, stop, layout.axis)
         with self._told("cannot map the segment"):
             mapped = window.map(self._target, "r+", self.job.path)
-        mapping: Any = mapped.base
-        mapping.flusher = self.flush
-        self._mapping = mapping
-        self._mapped = np.frombuffer(mapping, np.uint8)[mapping.pieces.first :]
+        self._mapped = mapped
+        self._mapped.base.flusher = self.flush
         return mapped
+
+    def let_go(self) -> None:
+        """Take the mapping from whoever had it: read-only, and with nothing to flush."""
+        self._mapped.flags.writeable = False
+        self._mapped.base.flusher = _nothing
 
     def _reserved(self, nbytes: int) -> bool:
         with self._told("cannot reserve the space of the segment; look at the disk"):
@@ -272,17 +274,15 @@ class Attempt:
             StorageError: They cannot be synced.
         """
         self._held().check()
+        mapping = self._mapped.base
         if self.job.durability == "segment":
             # First, since it lets other threads run meanwhile; the other is as POSIX has it.
             self.flush()
             with self._told("cannot sync the rows to disk; run again, and look at the disk"):
-                self._mapping.sync()
-        self._digest.update(self._mapped[: self._byte(self.segment.rows) - self._byte(0)].data)
+                mapping.sync()
+        first, nbytes = mapping.pieces.first, self._byte(self.segment.rows) - self._byte(0)
+        self._digest.update(np.frombuffer(mapping, np.uint8)[first : first + nbytes].data)
         self._rows = self.segment.rows
-
-    def let_go(self) -> None:
-        """Leave the mapping to itself: there is nothing more to bring to the disk."""
-        self._mapping.flusher = _nothing
 
     def commit(self) -> SegmentRecord:
         """Make the segment durable and record it as done; return its record.

@@ -319,9 +319,7 @@ def open_segment(segment: Segment, *, replace: bool = False) -> Iterator[np.memm
         out = attempt.map()
         try:
             yield out
-            out.flags.writeable = False
-            attempt.adopt()
-            attempt.commit()
         finally:
-            out.flags.writeable = False
             attempt.let_go()
+        attempt.adopt()
+        attempt.commit()
