@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 import flowmap
 from flowmap.npy import Layout
@@ -41,6 +44,9 @@ DTYPES: list[np.dtype[Any]] = [
 """Dtypes of every kind that a target may have."""
 
 ORDERS = [False, True]
+
+SHAPES: list[tuple[int, ...]] = [(7,), (5, 3), (4, 3, 2), (3, 1, 2, 2), (0,), (4, 0), (0, 3)]
+"""Shapes of which windows are taken, without and with elements."""
 
 
 def oracle(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int = 1) -> NDArray[Any]:
@@ -85,6 +91,23 @@ def saved_bytes(array: NDArray[Any], folder: Path, *, fortran_order: bool = Fals
         }[version]
         reader(file)
         return file.read()
+
+
+def saved(
+    path: Path, array: np.ndarray[Any, Any], *, fortran_order: bool = False, version: Any = None
+) -> Path:
+    """Save an array, in the order and the version of the format that are asked for."""
+    ordered = np.zeros(array.shape, array.dtype, "F" if fortran_order else "C")
+    ordered[...] = array
+    with path.open("wb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Stored array in format", UserWarning)
+        npy_format.write_array(file, ordered, version)
+    return path
+
+
+def windows(length: int) -> list[tuple[int, int]]:
+    """Return every window of an axis, the empty ones too."""
+    return list(itertools.combinations_with_replacement(range(length + 1), 2))
 
 
 def flip(path: str | os.PathLike[str], offset: int, mask: int = 1) -> None:

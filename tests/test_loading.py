@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import DTYPES, ORDERS, oracle, run, script
-from test_mapping import SHAPES, saved, windows
+from support import DTYPES, ORDERS, SHAPES, oracle, run, saved, script, windows
 
 import flowmap
 from flowmap.errors import (

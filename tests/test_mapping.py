@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy_format
-from support import DTYPES, ORDERS, flip, oracle, run, script
+from support import DTYPES, ORDERS, SHAPES, flip, oracle, run, saved, script, windows
 
 import flowmap
 from flowmap import mapping, storage
@@ -34,24 +34,6 @@ from flowmap.errors import (
 )
 
 HEADER = "{{'descr': {}, 'fortran_order': {}, 'shape': {}, }}"
-SHAPES: list[tuple[int, ...]] = [(7,), (5, 3), (4, 3, 2), (3, 1, 2, 2), (0,), (4, 0), (0, 3)]
-
-
-def saved(
-    path: Path, array: np.ndarray[Any, Any], *, fortran_order: bool = False, version: Any = None
-) -> Path:
-    """Save an array, in the order and the version of the format that are asked for."""
-    ordered = np.zeros(array.shape, array.dtype, "F" if fortran_order else "C")
-    ordered[...] = array
-    with path.open("wb") as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Stored array in format", UserWarning)
-        npy_format.write_array(file, ordered, version)
-    return path
-
-
-def windows(length: int) -> list[tuple[int, int]]:
-    """Return every window of an axis, the empty ones too."""
-    return list(itertools.combinations_with_replacement(range(length + 1), 2))
 
 
 class TestWindow:
