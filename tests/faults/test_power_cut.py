@@ -51,7 +51,7 @@ path, first, sabotage, way = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.arg
 nothing = lambda *_: None
 if sabotage == "target":
     flowmap.attempt.sync_data = flowmap.attempt.start_writeback = nothing
-    flowmap.windows._Mapping.flush = nothing
+    flowmap.windows._Mapping.sync = nothing
 if sabotage == "ledger":
     flowmap.ledger.sync_data = nothing
 
