@@ -88,7 +88,7 @@ def read_part(job: Job, descriptor: int, index: Any) -> NDArray[Any]:
     rows = _whole_rows(job.layout, index)
     if rows is not None:
         window = Window(job.layout, job.data_offset, rows.start, rows.stop, job.layout.axis)
-        with told("cannot read the target", job.path):
+        with told("cannot read the target; look at the disk", job.path):
             return window.read_file(descriptor)
     whole = job.map(descriptor, "r")
     # The dtype, since an index of a single element gives a scalar, of which it is guessed.
@@ -132,7 +132,6 @@ def to_dask(job: Job, status: NDArray[Any]) -> Array:
         rows,
         chunks=_chunks(job),
         name=f"flowmap-{base.tokenize(str(job.path), job.id, written, status)}",
-        asarray=False,
         inline_array=True,  # a task of its own would hold up those of all chunks
         meta=np.empty((0,) * rows.ndim, rows.dtype),
     )

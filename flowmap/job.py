@@ -195,6 +195,7 @@ class Job:
 
         Raises:
             StorageError: It cannot be mapped.
+            InvalidArgumentError: It became shorter since it was opened.
         """
         with told("cannot map the target", self.path):
             return (window or self.window()).map(descriptor, mode, self.path)

@@ -116,7 +116,7 @@ def _magic(file: Any) -> bytes:
         file.seek(-len(found), os.SEEK_CUR)
         return found
     path = path_of(file)
-    with opened_file(path) as opened, told("cannot read the file", path):
+    with opened_file(path) as opened, told("cannot read the file; look at the disk", path):
         return opened.read(len(npy_format.MAGIC_PREFIX))
 
 
@@ -140,7 +140,7 @@ def _load_window(file: Any, mode: Any, most: Any, offset: Any, shape: Any) -> ND
     path = path_of(file)
     with opened_npy(path, most) as (opened, layout):
         window = Window.asked(layout, opened.tell(), offset, shape, path)
-        with told("cannot read the file", path), _ending_told(path):
+        with told("cannot read the file; look at the disk", path), _ending_told(path):
             return window.read_file(opened.fileno())
 
 

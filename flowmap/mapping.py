@@ -121,6 +121,9 @@ def opened_file(path: str, *, write: bool = False) -> Iterator[io.FileIO]:
         path: Of the file; a link is followed.
         write: Whether the descriptor will be written through.
 
+    Yields:
+        The file, without a buffer, at its beginning.
+
     Raises:
         InvalidArgumentError: It is no regular file.
         StorageError: It cannot be opened.
@@ -155,7 +158,7 @@ def opened_npy(
         StorageError: It cannot be opened or read.
     """
     with opened_file(path, write=write) as file:
-        with told("cannot read the header", path):
+        with told("cannot read the header; look at the disk", path):
             try:
                 layout = read_header(file, most)
             except ValueError as error:

@@ -156,17 +156,8 @@ def write_back(descriptor: int, offset: int, nbytes: int) -> bool:
     Returns:
         Whether the system can do that.
     """
-    if sys.platform != "linux":
-        return False
     first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
-    number = errno.EINTR
-    while number == errno.EINTR:  # Python runs the signal's handler in between
-        if _LIBC.sync_file_range(descriptor, first, length, _SYNC_FILE_RANGE_AND_WAIT) == 0:
-            return True
-        number = ctypes.get_errno()
-    if number not in _UNSUPPORTED:
-        raise OSError(number, os.strerror(number))
-    return False
+    return _done("sync_file_range", descriptor, first, length, _SYNC_FILE_RANGE_AND_WAIT)
 
 
 def sync_data(descriptor: int) -> None:
@@ -208,12 +199,15 @@ def reserve_range(descriptor: int, offset: int, nbytes: int) -> bool:
     """
     if nbytes == 0:
         return True
-    if sys.platform != "linux":
-        return False
     first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
-    number = errno.EINTR
+    return _done("fallocate", descriptor, 0, first, length)
+
+
+def _done(name: str, *arguments: Any) -> bool:
+    """Call what Linux has and Python has not; return False where the system lacks it."""
+    number = errno.ENOSYS if sys.platform != "linux" else errno.EINTR
     while number == errno.EINTR:  # Python runs the signal's handler in between
-        if _LIBC.fallocate(descriptor, 0, first, length) == 0:
+        if getattr(_LIBC, name)(*arguments) == 0:
             return True
         number = ctypes.get_errno()
     if number not in _UNSUPPORTED:

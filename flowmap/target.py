@@ -180,10 +180,10 @@ class Target:
         """Map the whole array for reading, with the rows masked that are not done yet.
 
         What the ledger says at this moment counts, and only segments that are done: a row that
-        is not masked is on the disk. It does not follow what is done later: call this again, or
-        go through `as_completed`. A map shows what is in the file when it is looked at: of a
-        segment that is reset and filled again, also that; `load(path, masked=True)` reads
-        what it shows at once. On a disk that cannot be read a map ends the process (SIGBUS).
+        is not masked is on the disk. The mask does not follow what is done later: call this
+        again, or go through `as_completed`. The values are those in the file at each look, also
+        where a segment is reset and filled again; `load(path, masked=True)` reads them once
+        instead. A sector that cannot be read ends a process that looks at it (SIGBUS).
 
         Nothing is read but the ledger. The mask takes a byte for each row, in a record one for
         each element of its fields; of a record array with several axes `numpy.ma` asks for one
@@ -327,7 +327,7 @@ def masked_window(
         if mode == "r":
             values: NDArray[Any] = job.map(descriptor, mode, window).view(np.ndarray)
         else:
-            with told("cannot read the rows that are done", target.path):
+            with told("cannot read the rows that are done; look at the disk", target.path):
                 runs = _runs(before[done], first, last)
                 values = window.read(functools.partial(read_into, descriptor), runs)
     if mode is None:  # a segment that was claimed meanwhile may be half read before, half after

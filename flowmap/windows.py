@@ -14,6 +14,7 @@ import mmap
 import os
 import weakref
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
@@ -58,7 +59,7 @@ class Pieces(NamedTuple):
 
     @property
     def close(self) -> bool:
-        """Whether no page lies between two of them, so that all of the span are needed."""
+        """Whether no page lies between two of them: every page of the span is needed."""
         return self.step - self.length < mmap.PAGESIZE
 
 
@@ -194,21 +195,17 @@ class Window:
         self, data: NDArray[np.uint8], runs: Iterable[tuple[int, int]] | None
     ) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Yield what is to be read, and from which byte of the file on."""
-        pieces = self.pieces()
-        if runs is None:
-            yield from ((data[n], pieces.first + n * pieces.step) for n in range(len(data)))
+        pieces, numbers = self.pieces(), iter(range(len(data)))
+        if runs is not None and self.contiguous:
+            first, row_bytes = self.start if self.of_rows else 0, self.layout.row_bytes
+            for start, stop in runs:
+                begin, end = (start - first) * row_bytes, (stop - first) * row_bytes
+                yield data[0, begin:end], pieces.first + begin
             return
-        if self.contiguous:
-            data, step = data[0].reshape(-1, self.layout.row_bytes), self.layout.row_bytes
-            first, each = self.start if self.of_rows else 0, 1
-        else:  # rows are along the other end of the axes: so many pieces each
-            first, each, step = 0, len(data) // self.layout.rows, pieces.step
-        for start, stop in runs:
-            begin, end = (start - first) * each, (stop - first) * each
-            if self.contiguous:
-                yield data[begin:end].reshape(-1), pieces.first + begin * step
-            else:
-                yield from ((data[n], pieces.first + n * step) for n in range(begin, end))
+        if runs is not None:  # rows are along the other end of the axes: so many pieces each
+            each = len(data) // self.layout.rows
+            numbers = chain.from_iterable(range(a * each, b * each) for a, b in runs)
+        yield from ((data[n], pieces.first + n * pieces.step) for n in numbers)
 
     def read_file(self, descriptor: int) -> NDArray[Any]:
         """Read its bytes of an open file that is long enough, in whichever way is faster.
