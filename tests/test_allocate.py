@@ -767,19 +767,13 @@ class TestPermissions:
         assert (target.path.stat().st_mode & 0o777) == 0o444
 
 
-def _mounted(where: Path, options: str) -> None:
-    command = ["mount", "-t", "tmpfs", "-o", options, "flowmap-test", str(where)]
-    subprocess.run(command, check=True)
-
-
 @pytest.mark.system("mount", "umount", packages="mount", root=True)
 class TestMounts:
     """Real file systems of a few pages."""
 
     def test_full(self, tmp_path: Path) -> None:
         """On a full disk nothing is left but the folder and its empty lock file."""
-        _mounted(tmp_path, "size=256k")
-        try:
+        with mounted(tmp_path, "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
             for shape, segments in (((10**6,), 4), ((1000,), 1000)):
                 with pytest.raises(StorageError, match="free some space") as caught:
                     flowmap.allocate(tmp_path / "a.npy", shape, "<f8", segments=segments)
@@ -792,13 +786,10 @@ class TestMounts:
                 allocate(tmp_path / "a.npy", shape=10**6, exist="overwrite")
             assert snapshot(tmp_path)["a.npy"] == before
             assert flowmap.open_target(target.path).id == target.id
-        finally:
-            subprocess.run(["umount", str(tmp_path)], check=True)
 
     def test_read_only(self, tmp_path: Path) -> None:
         """On a read-only file system a job can be attached to, and nothing be made."""
-        _mounted(tmp_path, "size=256k")
-        try:
+        with mounted(tmp_path, "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
             target = allocate(tmp_path / "a.npy")
             subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
             assert allocate(target.path).id == target.id
@@ -806,8 +797,6 @@ class TestMounts:
                 error = refused(AccessDeniedError, "Read-only", path, tmp_path, exist=exist)
                 assert isinstance(error, PermissionError)
                 assert error.errno == errno.EROFS
-        finally:
-            subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_moved_together(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+from mounts import mounted
 from support import (
     DTYPES,
     ORDERS,
@@ -462,12 +463,8 @@ class TestSpace:
         """Return a file system of four mebibytes."""
         folder = tmp_path / "small"
         folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-        subprocess.run(mount, check=True)
-        try:
+        with mounted(folder, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
             yield folder
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
 
     PROGRAM = """
         import sys, flowmap, flowmap.attempt
@@ -481,7 +478,7 @@ class TestSpace:
                 print(segment.index, error.errno, error)
     """
 
-    @pytest.mark.system("mount", packages="mount", root=True)
+    @pytest.mark.system("mount", "umount", packages="mount", root=True)
     @pytest.mark.parametrize("fallocate", ["with", "without"])
     def test_full_disk(self, small: Path, fallocate: str) -> None:
         """Where there is no space there is an error, and not the end of the process."""
@@ -496,7 +493,7 @@ class TestSpace:
         report = flowmap.validate(target)
         assert report.bad_segments == target.segments[1:]
 
-    @pytest.mark.system("mount", packages="mount", root=True)
+    @pytest.mark.system("mount", "umount", packages="mount", root=True)
     def test_what_would_happen(self, small: Path) -> None:
         """The same by `open_memmap` alone ends the process: what the reservation is for."""
         target = flowmap.allocate(small / "a.npy", 1 << 20, "<f8", reserve=False)
@@ -533,7 +530,7 @@ class TestSpace:
             within(target.segments[0], lambda out: out.fill(1))
         assert states(target)[0] == ("failed" if number == errno.EIO else "done")
 
-    @pytest.mark.system("mkfs.xfs", "mount", packages="xfsprogs mount", root=True)
+    @pytest.mark.system("mkfs.xfs", "mount", "umount", packages="xfsprogs mount", root=True)
     def test_full_xfs(self, tmp_path: Path) -> None:
         """On a real XFS, too, a segment larger than the free space is opened and filled."""
         image, folder = tmp_path / "image", tmp_path / "mounted"
@@ -541,8 +538,7 @@ class TestSpace:
         with image.open("wb") as file:
             file.truncate(320 << 20)
         subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
-        try:
+        with mounted(folder, "-o", "loop", str(image)):
             free = shutil.disk_usage(folder).free
             rows = (free - (24 << 20)) // 8
             target = flowmap.allocate(folder / "a.npy", rows, "<f8", segments=2)
@@ -550,8 +546,6 @@ class TestSpace:
             for segment in target.segments:
                 within(segment, lambda out: out.fill(1))
             assert flowmap.validate(target).ok
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
 
     def test_unreadable(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
         """What cannot be read cannot be mapped either; it is said what can be done."""
