@@ -343,8 +343,7 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
-        held = self._claim is not None and self._pid == os.getpid()
-        if held and not isinstance(error, ClaimLostError):
+        if self._claim is not None and not isinstance(error, ClaimLostError):
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)
             with contextlib.suppress(ClaimLostError, OSError):

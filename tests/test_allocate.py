@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mounts import mounted
 
 import flowmap
 import flowmap.alloc

@@ -116,6 +116,21 @@ class TestRefused:
         with pytest.raises(OtherJobError, match="allocated anew"):
             rows[:2].compute()
 
+    def test_whole_rows_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whole rows are not mapped, so that a bad sector is an error and not the end."""
+        values = np.arange(60.0).reshape(20, 3)
+        rows = written(tmp_path / "a.npy", values, segments=4).to_dask()
+
+        def fail(*_: Any) -> Any:
+            raise OSError(errno.EIO, "bad sector")
+
+        monkeypatch.setattr("flowmap.windows._Mapping", fail)
+        assert np.array_equal(rows.compute(), values)
+        assert np.array_equal(rows[3:17].compute(), values[3:17])
+        monkeypatch.setattr("flowmap.windows.read_into", fail)
+        with pytest.raises(StorageError, match="cannot read the target; look at the disk"):
+            rows[3:17].compute(scheduler="synchronous")
+
     def test_not_mapped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system does not map the file it says which, and why."""
         rows = written(tmp_path / "a.npy", np.arange(10.0)).to_dask()

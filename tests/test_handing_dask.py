@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from distributed import Client, LocalCluster
 from support import DTYPES, ORDERS, damage, oracle, run, script, written
 
 import flowmap
+from flowmap import handing
 from flowmap.errors import ForeignFileError, NotFoundError, OtherJobError
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ def same(found: NDArray[Any], wanted: NDArray[Any]) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
+SLICES = [
+    *(slice(None), slice(2, 5), slice(0, 1), slice(1, 99)),
+    *(slice(4, 2), slice(0, 6, 2), slice(None, None, -1)),
+]
+
+
 class TestValues:
     """The values are those of the file."""
 
@@ -64,6 +72,9 @@ class TestValues:
         same(rows.compute(), loaded)
         for index in (np.s_[2], np.s_[1:5:2, ::-1], np.s_[:, 3], np.s_[5, 6], np.s_[[4, 1]]):
             np.testing.assert_array_equal(rows[index].compute(), loaded[index])
+        for index in itertools.product(SLICES, SLICES):  # as tasks get them
+            lazy = handing.LazyRows(target.path, target.id, target.job.layout)
+            same(lazy[index], loaded[index])
 
     @pytest.mark.parametrize("fortran", ORDERS)
     @pytest.mark.parametrize("dtype", [np.dtype(">i4"), np.dtype("S5"), RECORD], ids=str)

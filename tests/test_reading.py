@@ -363,15 +363,23 @@ class TestAsCompleted:
     ) -> None:
         """After each look it rests, also after one that found a segment."""
         naps: list[float] = []
+        looks: list[int] = []
+        status = flowmap.Target.status
+
+        def look(self: flowmap.Target) -> NDArray[Any]:
+            looks.append(len(naps))
+            return status(self)
 
         def fill_and_nap(seconds: float) -> None:
             naps.append(seconds)
             flowmap.fill_segment(target.segments[len(naps)], ramp)
 
         flowmap.fill_segment(target.segments[0], ramp)
+        monkeypatch.setattr(flowmap.Target, "status", look)
         monkeypatch.setattr(time, "sleep", fill_and_nap)
         assert len(list(target.as_completed(timeout=600, poll_seconds=30))) == 8
         assert len(naps) == 7
+        assert looks == list(range(8))
         assert all(0 < nap <= 30 for nap in naps)
 
     def test_overwritten_meanwhile(self, target: flowmap.Target) -> None:
