@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from prefect import get_run_logger, runtime
 from prefect.flows import Flow
-from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BeforeValidator, Field
 
@@ -28,11 +28,14 @@ from flowmap.tasks import alloc_task, fill_task, validate_task
 from flowmap.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
+
+    from prefect.futures import PrefectFuture
 
     from flowmap.segments import Segment
     from flowmap.target import Target
 
+_WAKE_SECONDS = 1  # the longest that a Ctrl-C may have to wait for the main thread
 _SPARE_THREADS = 4  # so that a worker never waits for Prefect to hand it the next segment
 
 
@@ -198,7 +201,7 @@ def _fill_pending(
             runner.submit(fill_task, {"segment": segment, **parameters}): segment
             for segment in pending
         }
-        for future in as_completed(list(futures)):
+        for future in _as_they_end(futures):
             lease.check()
             segment = futures[future]
             result = future.result(raise_on_failure=False)
@@ -212,3 +215,24 @@ def _fill_pending(
     if failures:
         raise failed(failures, len(target.segments), target)
     get_run_logger().info("%d segments were filled", len(pending))
+
+
+def _as_they_end(
+    futures: Collection[PrefectFuture[SegmentRecord]],
+) -> Iterator[PrefectFuture[SegmentRecord]]:
+    """Yield each future when its task run has ended.
+
+    Prefect's `as_completed` waits without an end. A Ctrl-C that comes while the main thread
+    waits for the GIL is only noted, and in such a wait nothing makes Python look at the note.
+    """
+    ended: queue.SimpleQueue[PrefectFuture[SegmentRecord]] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    left = len(futures)
+    while left:
+        try:
+            future = ended.get(timeout=_WAKE_SECONDS)
+        except queue.Empty:
+            continue
+        left -= 1
+        yield future
