@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prefect_layer.conftest import until
-from support import environment
+from support import environment, states
+
+import flowmap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,15 +123,17 @@ def test_ctrl_c_is_recorded(tmp_path: Path, home: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lease.exists, "the run works")
+        until(lease.exists, "the run has begun")
+        target = flowmap.open_target(tmp_path / "out.npy")
+        until(lambda: "running" in states(target), "a worker fills")
         os.killpg(process.pid, signal.SIGINT)
         process.wait(60)
     finally:
         process.kill()
     assert not lease.exists()
-    state, states = recorded(home)
+    state, task_runs = recorded(home)
     assert state == "CRASHED"
-    assert set(states) <= {"COMPLETED", "CANCELLED", "CRASHED"}, states
+    assert set(task_runs) <= {"COMPLETED", "CANCELLED", "CRASHED"}, task_runs
 
 
 def test_settings_of_the_user_stay(tmp_path: Path) -> None:
