@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest clean
+.PHONY: run test lint types layers pytest campaign clean
 
 run: .venv/run.ready
 	$(BIN)/python flows/parameter_sweep.py
@@ -23,6 +23,10 @@ layers: .venv/test.ready
 
 pytest: .venv/test.ready
 	$(BIN)/pytest -m "not campaign"
+
+# Takes hours, and root: every fault in numbers. Puts its figures into docs/reliability.md.
+campaign: .venv/test.ready
+	$(BIN)/pytest -m campaign tests/faults --figures docs/reliability.md
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowmap needs Python 3.11 or later; set PYTHON=python3.x")'

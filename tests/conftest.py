@@ -16,6 +16,8 @@ from flowmap import handing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+pytest_plugins = ["campaign"]
+
 hypothesis.settings.register_profile("flowmap", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("flowmap")
 

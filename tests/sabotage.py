@@ -1,0 +1,127 @@
+"""flowmap broken on purpose: what shows that a test of the faults would see such a bug.
+
+A child process calls `sabotage(name)`; a test within its own process passes
+`monkeypatch.setattr` along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import flowmap.alloc
+import flowmap.attempt
+import flowmap.lease
+import flowmap.ledger
+import flowmap.publication
+import flowmap.records
+import flowmap.storage
+import flowmap.validation
+import flowmap.windows
+from flowmap.attempt import Attempt
+from flowmap.ledger import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Patch = Callable[[Any, str, Any], object]
+
+
+def _nothing(*_: Any) -> None:
+    """Do nothing."""
+
+
+def _no_sync_of_the_target(patch: Patch) -> None:
+    patch(flowmap.attempt, "sync_data", _nothing)
+    patch(flowmap.attempt, "start_writeback", _nothing)
+    patch(flowmap.windows._Mapping, "sync", _nothing)
+
+
+def _no_sync_of_the_ledger(patch: Patch) -> None:
+    patch(flowmap.ledger, "sync_data", _nothing)
+
+
+def _no_sync_of_names(patch: Patch) -> None:
+    for module in (flowmap.publication, flowmap.storage):
+        patch(module, "sync_folder", _nothing)
+
+
+def _done_before_the_sync(patch: Patch) -> None:
+    real = Attempt._record_durable
+
+    def early(self: Attempt, state: str) -> None:
+        later: list[int] = []
+        sync = flowmap.attempt.sync_data
+        flowmap.attempt.sync_data = later.append
+        try:
+            real(self, state)
+        finally:
+            flowmap.attempt.sync_data = sync
+        for descriptor in later:
+            sync(descriptor)
+
+    patch(Attempt, "_record_durable", early)
+
+
+def _no_look_at_the_claim(patch: Patch) -> None:
+    patch(Claim, "check", _nothing)
+
+
+def _no_comparing_of_digests(patch: Patch) -> None:
+    patch(flowmap.validation._Validation, "_compare_bytes", lambda self, finished: [])
+
+
+def _no_writing_again(patch: Patch) -> None:
+    real = Attempt._take_over
+
+    def read_only(self: Attempt, rows: int, digest: str, *, rewrite: bool) -> bool:
+        return real(self, rows, digest, rewrite=False)
+
+    patch(Attempt, "_take_over", read_only)
+
+
+def _no_checksums(patch: Patch) -> None:
+    for module in (flowmap.ledger, flowmap.records):
+        patch(module, "checksum_matches", lambda slot: True)
+
+
+def _no_header_lock(patch: Patch) -> None:
+    for module in (flowmap.alloc, flowmap.lease):
+        patch(module, "header_lock", lambda *_: contextlib.nullcontext())
+
+
+def _names_that_replace(patch: Patch) -> None:
+    patch(flowmap.publication, "link", os.replace)
+
+
+def _no_reservation(patch: Patch) -> None:
+    patch(flowmap.publication, "reserve", os.ftruncate)
+    patch(flowmap.attempt, "reserve_range", lambda *_: True)
+
+
+SABOTAGES: dict[str, Callable[[Patch], None]] = {
+    "no sync of the target": _no_sync_of_the_target,
+    "no sync of the ledger": _no_sync_of_the_ledger,
+    "no sync of names": _no_sync_of_names,
+    "done before the sync": _done_before_the_sync,
+    "no look at the claim": _no_look_at_the_claim,
+    "no comparing of digests": _no_comparing_of_digests,
+    "no writing again": _no_writing_again,
+    "no checksums": _no_checksums,
+    "no header lock": _no_header_lock,
+    "names that replace": _names_that_replace,
+    "no reservation": _no_reservation,
+}
+"""What can be broken."""
+
+
+def sabotage(name: str, patch: Patch = setattr) -> None:
+    """Break flowmap in this process.
+
+    Args:
+        name: One of `SABOTAGES`, or "none".
+        patch: What sets an attribute: `monkeypatch.setattr` where it must not stay.
+    """
+    if name != "none":
+        SABOTAGES[name](patch)
