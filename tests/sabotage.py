@@ -48,16 +48,16 @@ def _no_sync_of_names(patch: Patch) -> None:
 
 
 def _done_before_the_sync(patch: Patch) -> None:
-    real = Attempt._record_durable
+    real, names = Attempt._record_durable, vars(flowmap.attempt)
+    sync = names["sync_data"]
 
     def early(self: Attempt, state: str) -> None:
         later: list[int] = []
-        sync = flowmap.attempt.sync_data
-        flowmap.attempt.sync_data = later.append
+        names["sync_data"] = later.append
         try:
             real(self, state)
         finally:
-            flowmap.attempt.sync_data = sync
+            names["sync_data"] = sync
         for descriptor in later:
             sync(descriptor)
 
