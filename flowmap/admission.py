@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from flowmap.attempt import Attempt
@@ -18,7 +19,7 @@ from flowmap.errors import (
 )
 from flowmap.job import read_job
 from flowmap.segments import Segment
-from flowmap.storage import NotRegularError, opened
+from flowmap.storage import NotRegularError, open_existing
 from flowmap.work import describe
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
         raise WrongTypeError(
             f"segment is {segment!r}; it takes one of target.segments or target.pending()."
         )
-    with _opened_for_writing(segment) as target:
+    with _opened(segment) as (target, writable):
         # After the target: an overwrite removes job.json before it replaces the target, so
         # that a job that is still there vouches for the file that was opened.
         job = read_job(segment.path)
         _check(job, segment, work, target)
         with job.ledger(write=True) as ledger:
-            attempt = Attempt(job, segment, work, target, ledger)
+            attempt = Attempt(job, segment, work, target, ledger, writable=writable)
             # The ledger was opened by its name: an overwrite since may have put its own there.
             attempt.refuse_if_replaced()
             _refuse_other_job(read_job(segment.path), segment)
@@ -62,10 +63,14 @@ def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
 
 
 @contextlib.contextmanager
-def _opened_for_writing(segment: Segment) -> Iterator[int]:
+def _opened(segment: Segment) -> Iterator[tuple[int, bool]]:
+    """Open the target, for writing unless it is sealed and so read-only."""
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = stack.enter_context(opened(segment.path, write=True))
+            try:
+                descriptor, writable = open_existing(segment.path, write=True), True
+            except PermissionError:
+                descriptor, writable = open_existing(segment.path), False
         except FileNotFoundError as error:
             message = f"{segment.name}: there is no target here; allocate() makes it"
             raise NotFoundError(2, message, str(segment.path)) from error
@@ -76,9 +81,10 @@ def _opened_for_writing(segment: Segment) -> Iterator[int]:
                 path=str(segment.path),
             ) from error
         except OSError as error:
-            doing = f"{segment.name}: cannot open the target for writing"
+            doing = f"{segment.name}: cannot open the target"
             raise storage_error(error, doing, segment.path) from error
-        yield descriptor
+        stack.callback(os.close, descriptor)
+        yield descriptor, writable
 
 
 def _check(job: Job, segment: Segment, work: Work, target: int) -> None:

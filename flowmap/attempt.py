@@ -15,15 +15,17 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import xxhash
 
+from flowmap import sealing
+from flowmap.blocks import block_buffer
 from flowmap.errors import (
     ClaimLostError,
     OtherJobError,
-    StorageError,
+    StoppedError,
     cut,
     said,
     told,
@@ -33,7 +35,7 @@ from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import REASON_BYTES
 from flowmap.storage import (
     CHUNK,
-    buffer_of,
+    opened,
     read_into,
     reserve_range,
     start_writeback,
@@ -61,7 +63,8 @@ class Attempt:
         job: The job.
         segment: The segment.
         work: What fills it.
-        target: A descriptor of the target, for reading and writing.
+        target: A descriptor of the target, which is closed elsewhere.
+        writable: Whether it is for writing, too; `begin` makes it so.
         ledger: The job's ledger, for writing.
 
     Attributes:
@@ -69,13 +72,21 @@ class Attempt:
     """
 
     def __init__(
-        self, job: Job, segment: Segment, work: Work, target: int, ledger: Ledger
+        self,
+        job: Job,
+        segment: Segment,
+        work: Work,
+        target: int,
+        ledger: Ledger,
+        *,
+        writable: bool,
     ) -> None:
         self.job = job
         self.segment = segment
         self.before = ledger.read(segment.index, segment.start, segment.stop)
         self._work = work
         self._target = target
+        self._writable = writable
         self._ledger = ledger
         self._digest = xxhash.xxh3_128()
         self._rows = 0
@@ -104,14 +115,16 @@ class Attempt:
         with self._noting():
             self.job.record_work(self._work)
             # A kill right after the claim must not leave a seal on what is not done.
-            self.job.lift_seal()
+            sealing.lift(self.job)
+        if not self._writable:
+            self._open_for_writing()
         kept = {} if resume else NO_ROWS
         self._claim = Claim(
             self._ledger, before, self._work.fingerprint, state="running", **kept
         )
         # After the claim, too: a validation that seals meanwhile looks at the claims once more.
         with self._noting():
-            self.job.lift_seal()
+            sealing.lift(self.job)
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
         if not resume:
@@ -127,6 +140,15 @@ class Attempt:
                 digest=digest,
                 digest_durable=digest,
             )
+
+    def _open_for_writing(self) -> None:
+        """Open the target for writing, too, now that no seal stands against it."""
+        doing = "cannot open the target for writing; see who may (chmod)"
+        with self._told(doing), opened(self.segment.path, write=True) as again:
+            if not os.path.samestat(os.fstat(again), os.fstat(self._target)):
+                raise self._replaced()
+            os.dup2(again, self._target, inheritable=False)
+        self._writable = True
 
     def _told(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return told(f"{self.segment.name}: {doing}", self.segment.path)
@@ -284,6 +306,19 @@ class Attempt:
         self._digest.update(np.frombuffer(mapping, np.uint8)[first : first + nbytes].data)
         self._rows = self.segment.rows
 
+    def pause(self) -> NoReturn:
+        """Make what was written durable, and leave the segment to whoever goes on with it.
+
+        Raises:
+            StoppedError: Always, if nothing else.
+            ClaimLostError, StorageError: As in `commit`.
+        """
+        if self.job.durability == "end":
+            self._held().note(state="pending")
+        else:
+            self._record_durable("pending")
+        raise StoppedError(f"{self.segment.name} was stopped; run again to go on with it.")
+
     def commit(self) -> SegmentRecord:
         """Make the segment durable and record it as done; return its record.
 
@@ -334,16 +369,19 @@ class Attempt:
             except FileNotFoundError:
                 same = False
         if not same:
-            raise OtherJobError(
-                f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed "
-                "while the segment was being filled; the rows went into the file that was "
-                "there before. Take the segments from open_target(path) and fill them.",
-                path=str(self.job.path),
-            )
+            raise self._replaced()
+
+    def _replaced(self) -> OtherJobError:
+        return OtherJobError(
+            f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed while "
+            "the segment was being filled; the rows went into the file that was there before. "
+            "Take the segments from open_target(path) and fill them.",
+            path=str(self.job.path),
+        )
 
     def fail(self, error: BaseException) -> None:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
-        if self._claim is not None and not isinstance(error, ClaimLostError):
+        if self._claim is not None and not isinstance(error, ClaimLostError | StoppedError):
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)
             with contextlib.suppress(ClaimLostError, OSError):
@@ -362,19 +400,3 @@ class Attempt:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
-    """Return zeroed memory for one block: shape (nbytes,), uint8.
-
-    Raises:
-        StorageError: There is not so much memory.
-    """
-    try:
-        return buffer_of(nbytes)
-    except (OSError, MemoryError) as error:
-        message = (
-            f"{segment.name}: there is no memory for a block of {nbytes} bytes; allocate the "
-            "target with fewer block_rows, or use fewer workers"
-        )
-        raise StorageError(errno.ENOMEM, message) from error

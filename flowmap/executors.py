@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import time
-from concurrent.futures import CancelledError, Executor, Future, as_completed
+from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from flowmap.arguments import whole
 from flowmap.errors import (
@@ -17,11 +18,13 @@ from flowmap.errors import (
     InvalidArgumentError,
     OtherWorkError,
     SegmentsFailedError,
+    StoppedError,
     WrongTypeError,
     said,
     short,
 )
 from flowmap.lease import leased
+from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
 from flowmap.work import Work, describe
@@ -29,7 +32,7 @@ from flowmap.workers import Processes, Threads
 from flowmap.write import fill_work, forget_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from flowmap.fillers import Filler
     from flowmap.records import SegmentRecord
@@ -39,6 +42,17 @@ ExecutorName = Literal["processes", "threads"]
 EXECUTORS = get_args(ExecutorName)
 
 _SHOWN = 10
+_WAKE_SECONDS = 1  # the longest that a signal may have to wait for the main thread
+
+
+class _Future(Protocol):
+    """What can be waited for."""
+
+    def add_done_callback(self, fn: Callable[[Any], None], /) -> Any:
+        """Call a function when it has ended."""
+
+
+_Ending = TypeVar("_Ending", bound=_Future)
 
 
 @contextlib.contextmanager
@@ -48,7 +62,7 @@ def executor(
     """Open an executor for a `with` block, for `fill_task` in a flow of your own.
 
     On an exception, Ctrl-C included, its workers are ended: processes are killed, threads
-    stop before their next block.
+    stop before their next block. So do processes when the program exits or is terminated.
 
     Args:
         name: "processes": warm worker processes, each replaced by itself when it dies.
@@ -70,8 +84,11 @@ def executor(
     try:
         yield pool
         pool.shutdown()
-    except BaseException:
-        pool.end()
+    except (Exception, KeyboardInterrupt) as error:
+        pool.stop() if isinstance(error, StoppedError) else pool.end()
+        raise
+    except BaseException:  # to be ended from without, by what Prefect makes of SIGTERM
+        pool.stop()
         raise
 
 
@@ -130,7 +147,9 @@ def fill(
     """Fill all segments of a job that are not done yet.
 
     One segment that fails does not stop the others. Ctrl-C ends the workers; what was done
-    is kept, and calling again goes on from there.
+    is kept, and calling again goes on from there. On SIGTERM or SIGUSR1, which a batch system
+    sends before its time limit, each worker finishes its block and makes it durable, and the
+    process exits with 75: in the main thread, and where nobody else handles them.
 
     Args:
         target: The target, or its path.
@@ -160,14 +179,14 @@ def fill(
     refuse_other_work(opened, work)
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
-    with leased(opened.job, run) as lease, _open(executor, workers) as pool:
+    with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
         tally = _Tally(opened, pending, progress)
         futures: dict[Future[SegmentRecord], Segment] = {}
         try:
             for segment in pending:
                 futures[_submitted(pool, segment, work)] = segment
-            for future in as_completed(futures):
+            for future in as_they_end(futures):
                 lease.check()
                 tally.count(futures[future], future)
         except BaseException:
@@ -177,6 +196,32 @@ def fill(
     if tally.failures:
         raise failed(tally.failures, len(opened.segments), opened)
     return tally.records
+
+
+def as_they_end(futures: Collection[_Ending]) -> Iterator[_Ending]:
+    """Yield each future when it has ended.
+
+    `as_completed` waits without an end. A signal that comes while the main thread waits for the
+    GIL is only noted, and in such a wait nothing makes Python look at the note.
+
+    Args:
+        futures: Of Python's kind or of Prefect's.
+
+    Raises:
+        StoppedError: The process was asked to stop.
+    """
+    ended: queue.SimpleQueue[_Ending] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    left = len(futures)
+    while left:
+        refuse_if_asked()
+        try:
+            future = ended.get(timeout=_WAKE_SECONDS)
+        except queue.Empty:
+            continue
+        left -= 1
+        yield future
 
 
 def _submitted(pool: Executor, segment: Segment, work: Work) -> Future[SegmentRecord]:

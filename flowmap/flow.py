@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import queue
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from prefect import get_run_logger, runtime
+from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BeforeValidator, Field
 
 from flowmap.artifacts import ProgressBar, publish_summary
 from flowmap.closing import close_dead_run
+from flowmap.deployed import is_deployed
 from flowmap.errors import InvalidArgumentError, StoppedError
+from flowmap.executors import as_they_end, failed, refuse_other_work
 from flowmap.executors import executor as open_executor
-from flowmap.executors import failed, refuse_other_work
 from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
+from flowmap.stopping import exit_for_now, stoppable
 from flowmap.storage import available_cpus
 from flowmap.tasks import alloc_task, fill_task, validate_task
 from flowmap.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
 
     from prefect.futures import PrefectFuture
 
     from flowmap.segments import Segment
     from flowmap.target import Target
 
-_WAKE_SECONDS = 1  # the longest that a Ctrl-C may have to wait for the main thread
 _SPARE_THREADS = 4  # so that a worker never waits for Prefect to hand it the next segment
 
 
@@ -167,7 +169,8 @@ def fill_array(
     refuse_other_work(target, work)
     parameters = {"filler": work.function, "arguments": work.arguments}
     run = runtime.flow_run.id
-    with leased(target.job, f"{runtime.flow_run.name} ({run})", run) as lease:
+    name = f"{runtime.flow_run.name} ({run})"
+    with _stoppable(), leased(target.job, name, run) as lease:
         for dead in lease.dead:
             close_dead_run(target, dead)
         lease.forget_dead()
@@ -175,6 +178,18 @@ def fill_array(
         report = validate_task(target, finite=finite)
     publish_summary(target, report)
     return report
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Like `stoppable`; and for SIGTERM too, which Prefect makes an exception of."""
+    try:
+        with stoppable():
+            yield
+    except TerminationSignal:
+        if is_deployed():  # whoever started the run makes of it what was meant
+            raise
+        raise exit_for_now() from None
 
 
 def _fill_pending(
@@ -201,7 +216,7 @@ def _fill_pending(
             runner.submit(fill_task, {"segment": segment, **parameters}): segment
             for segment in pending
         }
-        for future in _as_they_end(futures):
+        for future in as_they_end(futures):
             lease.check()
             segment = futures[future]
             result = future.result(raise_on_failure=False)
@@ -215,24 +230,3 @@ def _fill_pending(
     if failures:
         raise failed(failures, len(target.segments), target)
     get_run_logger().info("%d segments were filled", len(pending))
-
-
-def _as_they_end(
-    futures: Collection[PrefectFuture[SegmentRecord]],
-) -> Iterator[PrefectFuture[SegmentRecord]]:
-    """Yield each future when its task run has ended.
-
-    Prefect's `as_completed` waits without an end. A Ctrl-C that comes while the main thread
-    waits for the GIL is only noted, and in such a wait nothing makes Python look at the note.
-    """
-    ended: queue.SimpleQueue[PrefectFuture[SegmentRecord]] = queue.SimpleQueue()
-    for future in futures:
-        future.add_done_callback(ended.put)
-    left = len(futures)
-    while left:
-        try:
-            future = ended.get(timeout=_WAKE_SECONDS)
-        except queue.Empty:
-            continue
-        left -= 1
-        yield future

@@ -22,7 +22,7 @@ from flowmap.errors import (
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, dtype_from_descr, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
+from flowmap.storage import NotRegularError, job_mark, opened, publish_json, read_json
 from flowmap.windows import Window
 from flowmap.work import describe
 
@@ -218,15 +218,8 @@ class Job:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "another filler, version or other arguments"
 
-    def lift_seal(self) -> None:
-        """Remove the seal, durably, before a segment that it covers is changed."""
-        seal = Sidecar.of(self.path).seal
-        if seal.exists():
-            seal.unlink(missing_ok=True)
-            sync_folder(seal.parent)
-
     def problem_with(self, descriptor: int) -> str | None:
-        """Say what is wrong with the size or the header of the open target, if anything.
+        """Say what is wrong with size, header or mark of the open target, if anything.
 
         Raises:
             StorageError: The header cannot be read.
@@ -234,12 +227,15 @@ class Job:
         try:
             size = os.fstat(descriptor).st_size
             header = os.pread(descriptor, self.data_offset, 0)
+            mark = job_mark(descriptor)
         except OSError as error:
             raise storage_error(error, "cannot read the target's header", self.path) from error
         if size != self.size:
             return f"has {size} bytes, where {self.size} were allocated"
         if header_digest(header) != self.header:
             return "has another header than was written"
+        if mark not in (None, self.id):
+            return "is the target of another job, whose records are elsewhere"
         return None
 
 

@@ -16,6 +16,7 @@ from flowmap.storage import (
     PAGE,
     created,
     link,
+    mark_job,
     publish_json,
     reserve,
     staged_json,
@@ -117,6 +118,7 @@ def _build(job: Job, header: bytes, target: Path) -> None:
         else:
             os.ftruncate(descriptor, job.size)
         write_all(descriptor, header, 0)
+        mark_job(descriptor, job.id)
         os.fsync(descriptor)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowmap import sealing
 from flowmap.errors import (
     FlowmapError,
     InvalidArgumentError,
@@ -49,14 +50,14 @@ def reset(
     try:
         # Before, since a kill in between must not leave a seal on what is pending; and after,
         # since a validation that seals meanwhile may not have seen the claims.
-        job.lift_seal()
+        sealing.lift(job)
         with job.ledger(write=True) as ledger:
             try:
                 for segment in chosen:
                     record = ledger.read(segment.index, segment.start, segment.stop)
                     Claim(ledger, record, "", state="pending", **NO_ROWS)
             finally:
-                job.lift_seal()
+                sealing.lift(job)
                 ledger.sync()
     except OSError as error:
         if isinstance(error, FlowmapError):

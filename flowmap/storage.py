@@ -38,6 +38,7 @@ NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
+_MARK: Final = "user.flowmap.job"
 _AT_FDCWD: Final = -100  # linux/fcntl.h
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -213,6 +214,21 @@ def _done(name: str, *arguments: Any) -> bool:
     if number not in _UNSUPPORTED:
         raise OSError(number, os.strerror(number))
     return False
+
+
+def mark_job(descriptor: int, job: str) -> None:
+    """Note the id of its job in a file's extended attributes, where there are any."""
+    if hasattr(os, "setxattr"):
+        with contextlib.suppress(OSError):
+            os.setxattr(descriptor, _MARK, job.encode())
+
+
+def job_mark(descriptor: int) -> str | None:
+    """Return the id of the job that a file was made for; None where that is not known."""
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(descriptor, _MARK).decode("ascii", "replace")
+    return None
 
 
 def link(private: Path, path: Path) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
+from flowmap import sealing
 from flowmap.arguments import flag
-from flowmap.attempt import block_buffer
+from flowmap.blocks import block_buffer
 from flowmap.checks import complaint_of, is_finite, refuse_odd_check
 from flowmap.errors import (
     ClaimLostError,
@@ -24,16 +23,16 @@ from flowmap.errors import (
     said,
     storage_error,
 )
-from flowmap.job import FORMAT, Job, Sidecar, absolute, read_job
+from flowmap.job import Job, absolute, read_job
 from flowmap.ledger import Claim
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment
+from flowmap.stopping import refuse_if_asked
 from flowmap.storage import (
     CHUNK,
     available_cpus,
     open_existing,
-    publish_json,
     read_into,
     sync_data,
 )
@@ -140,7 +139,7 @@ class _Validation:
         marked, notes = self._record(synced, damaged) if mark else ([], _unsynced(written))
         sealed = False
         if mark and not self.problems and not notes:
-            sealed = self._seal(str(digest), records, notes)
+            sealed, notes = self._seal(str(digest), records)
         return ValidationReport(
             self.job.path,
             tuple(self.problems),
@@ -228,6 +227,7 @@ class _Validation:
         last = first + segment.rows * self.job.layout.row_bytes
         buffer = block_buffer(min(nbytes, last - first), segment)
         for offset in range(first, last, max(nbytes, 1)):
+            refuse_if_asked()
             data = buffer[: last - offset]
             if read_into(self.target, data, offset) < len(data):
                 raise OSError(errno.EIO, "the file ended")
@@ -283,7 +283,7 @@ class _Validation:
         marked: list[Segment] = []
         try:
             if damaged:
-                self.job.lift_seal()
+                sealing.lift(self.job)
                 marked = self._mark(damaged, "damaged")
             if synced:
                 with self.job.ledger(write=True) as ledger:
@@ -305,26 +305,15 @@ class _Validation:
             ledger.sync()
         return [self.segments[record.index] for record in same]
 
-    def _seal(self, digest: str, records: list[SegmentRecord], notes: list[str]) -> bool:
-        seal = {
-            "format": FORMAT,
-            "job": self.job.id,
-            "digest": digest,
-            "time": time.time(),
-            "host": socket.gethostname(),
-        }
-        try:
-            publish_json(Sidecar.of(self.job.path).seal, seal)
-            # An attempt lifts the seal after its claim: one of the two sees the other.
+    def _seal(self, digest: str, records: list[SegmentRecord]) -> tuple[bool, list[str]]:
+        def claimed() -> bool:
             with self.job.ledger() as ledger:
-                claimed = any(_now(ledger, record).token != record.token for record in records)
-            if claimed:
-                self.job.lift_seal()
-                notes.append("Not sealed: a segment was claimed meanwhile; validate again.")
+                return any(_now(ledger, record).token != record.token for record in records)
+
+        try:
+            return sealing.put(self.job, self.target, digest, claimed=claimed)
         except (OSError, FlowmapError) as error:
-            notes.append(f"Nothing was marked or sealed: {error}.")
-            return False
-        return not claimed
+            return False, [f"Nothing was marked or sealed: {error}."]
 
 
 _STATES = {
@@ -338,7 +327,7 @@ _STATES = {
 def _unseal(job: Job) -> list[str]:
     """Lift the seal of what is damaged; return a note where that cannot be."""
     try:
-        job.lift_seal()
+        sealing.lift(job)
     except OSError as error:
         return [f"The seal could not be lifted: {error}."]
     return []

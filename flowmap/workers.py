@@ -1,6 +1,7 @@
 """Pools of workers that can be ended at once, and that lose only the task a death cost.
 
-Both are `concurrent.futures.Executor`s with one method more, `end()`.
+Both are `concurrent.futures.Executor`s with two methods more: `stop()` waits for the blocks in
+hand, `end()` does not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
-from flowmap.errors import FillerNotFoundError, WorkerDiedError, cut
+from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
 from flowmap.segments import Segment
+from flowmap.stopping import note_signals, shield_children
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
@@ -54,13 +56,15 @@ class Threads(ThreadPoolExecutor):
 
     @property
     def ended(self) -> bool:
-        """Whether `end` was called, so that what was cancelled is no failure."""
+        """Whether it was stopped or ended, so that what was cancelled is no failure."""
         return self._stop.is_set()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Cancel what waits and what comes, and wait for the blocks in hand."""
         self._stop.set()
         self.shutdown(cancel_futures=True)
+
+    end = stop  # a thread cannot be killed
 
 
 class Processes(Executor):
@@ -82,7 +86,7 @@ class Processes(Executor):
         self._cancelled = False
         for _ in range(workers):
             self._idle.put(None)
-        self._threads = ThreadPoolExecutor(workers, "flowmap")
+        self._threads = ThreadPoolExecutor(workers, "flowmap", initializer=shield_children)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in the next worker that is free."""
@@ -96,12 +100,19 @@ class Processes(Executor):
         )
         pool = self._idle.get()
         try:
+            death: Exception
             for _ in range(_TRIES):
                 pool = pool or self._start()
                 try:
                     result: T = pool.submit(fn, *args, **kwargs).result()
                 except ShutdownExecutorError:  # by end()
                     raise CancelledError from None
+                except StoppedError as error:  # by a signal: this worker takes no more
+                    self._forget(pool)
+                    pool = None
+                    if self._cancelled:
+                        raise
+                    death = error
                 except BrokenExecutor as error:
                     death = error
                     self._forget(pool)
@@ -145,8 +156,20 @@ class Processes(Executor):
 
     @property
     def ended(self) -> bool:
-        """Whether `end` was called, so that what was cancelled is no failure."""
+        """Whether it was stopped or ended, so that what was cancelled is no failure."""
         return self._cancelled
+
+    def stop(self) -> None:
+        """Cancel what waits and what comes, and let the workers end after the block in hand."""
+        self._cancelled = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._guard:
+            pools = list(self._pools)
+        for pool in pools:
+            for process in list(pool._processes.values()):  # noqa: SLF001 -- no public way to them
+                process.terminate()
+        self._threads.shutdown()
+        self._end_pools(kill=True)
 
     def end(self) -> None:
         """Cancel what waits and what comes, and kill the workers."""
@@ -174,8 +197,12 @@ def _cause_of(error: BaseException) -> str:
 
 
 def _prepare_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, which sees every worker ended; die if the parent is gone."""
+    """Leave Ctrl-C to the parent, which sees every worker ended; die if the parent is gone.
+
+    A batch system sends its warning to every process of a job: it ends the block in hand.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note_signals()
     threading.Thread(
         target=_die_with, args=(parent,), name="flowmap-parent", daemon=True
     ).start()

@@ -14,19 +14,18 @@ import xxhash
 
 from flowmap.admission import attempting
 from flowmap.arguments import flag
-from flowmap.attempt import block_buffer
+from flowmap.blocks import blocks_of
 from flowmap.casting import converted
 from flowmap.errors import (
     FillerError,
     InvalidArgumentError,
     OtherWorkError,
     SegmentDoneError,
-    StoppedError,
     WrongTypeError,
     said,
 )
 from flowmap.records import FINISHED
-from flowmap.segments import Block, Segment
+from flowmap.stopping import is_asked, stoppable
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
     from flowmap.attempt import Attempt
     from flowmap.casting import Casting
     from flowmap.fillers import Filler
-    from flowmap.job import Job
     from flowmap.npy import Layout
     from flowmap.records import SegmentRecord
+    from flowmap.segments import Block, Segment
 
 
 STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
@@ -55,7 +54,9 @@ def fill_segment(
     An interrupted segment is taken up where its last good record left it. One that is
     done computes nothing. No lock is taken: whoever calls sees to it that one process at
     a time has a segment, and where two have it nevertheless, the later claim wins and the
-    other stops.
+    other stops. On SIGTERM or SIGUSR1, which a batch system sends before its time limit, the
+    block in hand is finished, what is written is made durable, and the process exits with 75:
+    in the main thread, and where nobody else handles them.
 
     Args:
         segment: From `target.segments` or `target.pending()`.
@@ -75,7 +76,9 @@ def fill_segment(
         DamagedJobError: The target or the ledger is not what was allocated.
         StorageError: The disk refused.
     """
-    return fill_work(segment, Work.of(filler, arguments))
+    work = Work.of(filler, arguments)
+    with stoppable():
+        return fill_work(segment, work)
 
 
 def fill_work(segment: Segment, work: Work) -> SegmentRecord:
@@ -100,9 +103,9 @@ def _fill_work(segment: Segment, work: Work) -> SegmentRecord:
             return attempt.before
         attempt.begin(resume=True)
         stop = STOP.get()
-        for block, out, data in _blocks(attempt.job, segment, attempt.next_row):
-            if stop is not None and stop.is_set():
-                raise StoppedError(f"{segment.name} was stopped; run again to go on with it.")
+        for block, out, data in blocks_of(attempt.job, segment, attempt.next_row):
+            if is_asked() or (stop is not None and stop.is_set()):
+                attempt.pause()
             _compute(work, segment, block, out)
             attempt.append(data, len(block))
         return attempt.commit()
@@ -128,19 +131,6 @@ def forget_frames(error: BaseException) -> None:
         left += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             left += one.exceptions
-
-
-def _blocks(
-    job: Job, segment: Segment, first: int
-) -> Iterator[tuple[Block, NDArray[Any], NDArray[np.uint8]]]:
-    """Yield each block from row `first` on, its zeroed array and the bytes under it."""
-    layout = job.layout
-    buffer = block_buffer(min(job.block_rows, segment.rows) * layout.row_bytes, segment)
-    for start in range(first, segment.stop, job.block_rows):
-        block = Block(start, min(start + job.block_rows, segment.stop), layout.axis)
-        data = buffer[: len(block) * layout.row_bytes]
-        data.fill(0)
-        yield block, layout.as_array(data, len(block)), data
 
 
 def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> None:
@@ -222,7 +212,7 @@ def write_segment(
         array = _check_values(values, layout, segment, casting)
 
         def blocks() -> Iterator[tuple[Block, NDArray[np.uint8]]]:
-            for block, out, data in _blocks(attempt.job, segment, segment.start):
+            for block, out, data in blocks_of(attempt.job, segment, segment.start):
                 rows = slice(block.start - segment.start, block.stop - segment.start)
                 taken = (..., rows) if layout.fortran_order else (rows, ...)
                 np.copyto(out, array[taken] if layout.shape else array, casting="unsafe")

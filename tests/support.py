@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -251,6 +252,26 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+
+
+def members(group: int) -> set[int]:
+    """Return the live processes of a process group."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                found.add(int(entry.name))
+    return found
+
+
+def until_gone(group: int) -> set[int]:
+    """Wait for a process group to be empty; return who is left in the end."""
+    for _ in range(300):
+        if not members(group):
+            break
+        time.sleep(0.1)
+    return members(group)
 
 
 def written(

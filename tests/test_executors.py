@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import environment, logged, logged_rows, ramp, rows, run, script, start, states
+from support import (
+    environment,
+    logged,
+    logged_rows,
+    members,
+    ramp,
+    rows,
+    run,
+    script,
+    start,
+    states,
+    until_gone,
+)
 
 import flowmap
 from flowmap.errors import (
@@ -385,26 +397,6 @@ if __name__ == "__main__":
 """
 
 
-def members(group: int) -> set[int]:
-    """Return the live processes of a process group."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] not in "ZX":
-                found.add(int(entry.name))
-    return found
-
-
-def until_gone(group: int) -> set[int]:
-    """Wait for a process group to be empty; return who is left in the end."""
-    for _ in range(300):
-        if not members(group):
-            break
-        time.sleep(0.1)
-    return members(group)
-
-
 def begin_slow(folder: Path, kind: str, *more: object) -> subprocess.Popen[str]:
     """Start a slow fill in a process group of its own; return when blocks are being filled."""
     child = start(script(SLOW, folder / "a.npy", kind, *more), start_new_session=True)
@@ -589,7 +581,7 @@ def test_failures_keep_no_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         buffers.append(weakref.ref(buffer))
         return buffer
 
-    monkeypatch.setattr("flowmap.attempt.buffer_of", watched)
+    monkeypatch.setattr("flowmap.blocks.buffer_of", watched)
     target = flowmap.allocate(
         tmp_path / "a.npy", 32 * 2**17, "f8", segments=32, block_rows=2**17
     )

@@ -494,7 +494,7 @@ def test_no_memory_for_a_block_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     def none_left(_: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("flowmap.attempt.buffer_of", none_left)
+    monkeypatch.setattr("flowmap.blocks.buffer_of", none_left)
     with pytest.raises(StorageError, match=r"block of 32 bytes.*block_rows") as caught:
         flowmap.fill_segment(target.segments[0], ramp)
     assert caught.value.errno == 12

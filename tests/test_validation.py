@@ -483,7 +483,7 @@ def test_a_claim_meanwhile_keeps_the_job_unsealed(
     """A segment that is reset while the seal is made lifts it."""
     real = flowmap.validation._Validation._seal
 
-    def reset_first(*arguments: Any) -> bool:
+    def reset_first(*arguments: Any) -> tuple[bool, list[str]]:
         flowmap.reset(target, 1)
         return real(*arguments)
 
@@ -629,7 +629,7 @@ def test_no_memory_makes_no_segment_bad(
         raise OSError(12, "Cannot allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("flowmap.attempt.buffer_of", none_left)
+        patch.setattr("flowmap.blocks.buffer_of", none_left)
         with pytest.raises(StorageError, match="no memory"):
             flowmap.validate(target, finite=True)
     assert states(target) == ["done"] * 5

@@ -1,0 +1,227 @@
+"""The seal makes a target read-only; whatever lifts it gives the permission back."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support import damage, ramp, run, script
+
+import flowmap
+from flowmap import sealing
+from flowmap.errors import AccessDeniedError
+from flowmap.job import Sidecar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flowmap.target import Target
+
+ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+"""Begins a command in which root's own files are root's, and permissions hold for root."""
+
+
+def permissions(path: Path) -> str:
+    """Return the permissions of a file, as in "rw-r--r--"."""
+    return stat.filemode(path.stat().st_mode)[1:]
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Target:
+    """Return a target of two segments, filled and sealed, that its group may write to."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=2)
+    target.path.chmod(0o664)
+    flowmap.fill(target, ramp, executor="threads", workers=1)
+    assert flowmap.validate(target).sealed
+    return target
+
+
+def test_sealed_is_read_only(sealed: Target) -> None:
+    """Nobody may write to what was validated; to validate it again changes nothing."""
+    assert permissions(sealed.path) == "r--r--r--"
+    assert flowmap.validate(sealed).sealed
+    assert permissions(sealed.path) == "r--r--r--"
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-rw-r--"
+
+
+def test_not_sealed_stays_writable(tmp_path: Path) -> None:
+    """A validation that fails, or marks nothing, takes no permission."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=2)
+    before = permissions(target.path)
+    assert not flowmap.validate(target).ok
+    flowmap.fill(target, ramp, executor="threads", workers=1)
+    assert flowmap.validate(target, mark=False).ok
+    assert permissions(target.path) == before
+
+
+LIFTS = {
+    "reset": "flowmap.reset(target, 1)",
+    "damage": "assert flowmap.validate(target).marked == (target.segments[1],)",
+    "write": "flowmap.write_segment(target.segments[1], np.ones(5), replace=True)",
+    "map": "with flowmap.open_segment(target.segments[1], replace=True) as out: out[:] = 1",
+    "overwrite": "flowmap.allocate(target.path, 10, 'f8', segments=2, exist='overwrite')",
+}
+
+ORDINARY_USER = """
+import sys
+import numpy as np
+import flowmap
+from support import ramp
+
+target = flowmap.open_target(sys.argv[1])
+for way in (lambda: open(target.path, "r+b"), lambda: flowmap.open_memmap(target.path)):
+    try:
+        way()
+    except PermissionError as error:
+        assert isinstance(error, flowmap.FlowmapError) or error.errno == 13
+    else:
+        sys.exit("it may be written to")
+if sys.argv[2] == "nothing":  # what is done is done, whoever may write to it
+    assert flowmap.fill_segment(target.segments[0], ramp).state == "done"
+    assert flowmap.fill(target, ramp, executor="threads", workers=1) == []
+else:
+    exec(sys.argv[2])
+    flowmap.fill(target.path, ramp, executor="threads", workers=1) if sys.argv[3] == "y" else 0
+    assert flowmap.validate(target.path, mixed=True).sealed
+"""
+
+
+@pytest.mark.system("setpriv", packages="util-linux")
+@pytest.mark.parametrize("way", [*LIFTS, "nothing"])
+def test_an_ordinary_user(sealed: Target, way: str) -> None:
+    """Without root's powers it cannot be written to; what lifts the seal opens it again."""
+    if way == "damage":
+        sealed.path.chmod(0o644)
+        damage(sealed, 1)
+        sealed.path.chmod(0o444)
+    refill = "n" if way in ("write", "map") else "y"
+    command = script(ORDINARY_USER, sealed.path, LIFTS.get(way, way), refill)
+    child = run([*ORDINARY, *command] if os.geteuid() == 0 else command)
+    assert child.returncode == 0, child.stderr
+    assert permissions(sealed.path) == "r--r--r--"
+
+
+def test_somebody_elses_permission(sealed: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not change the permissions is told so, and the seal stays."""
+
+    def denied(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fchmod", denied)
+        with pytest.raises(AccessDeniedError, match=r"sealed.*owner"):
+            flowmap.reset(sealed, 0)
+        assert Sidecar.of(sealed.path).seal.exists()
+        assert sealed.pending() == []
+    flowmap.reset(sealed, 0)
+    flowmap.fill(sealed, ramp, executor="threads", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fchmod", denied)
+        report = flowmap.validate(sealed)
+    assert report.sealed
+    assert "not made read-only" in str(report)
+
+
+def test_cut_short(sealed: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while sealing or lifting, it is writable, or a later lift makes it so."""
+    real = os.fchmod
+
+    def killed(*arguments: Any) -> None:
+        if arguments[1] & 0o200:
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fchmod", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sealing.lift(sealed.job)
+        assert permissions(sealed.path) == "rw-rw-r--"
+        with pytest.raises(KeyboardInterrupt):
+            flowmap.validate(sealed)
+    assert permissions(sealed.path) == "rw-rw-r--"
+    assert flowmap.validate(sealed).sealed
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-rw-r--"
+
+
+def test_a_seal_that_tells_nothing(sealed: Target) -> None:
+    """A damaged seal goes all the same; its owner may write again."""
+    Sidecar.of(sealed.path).seal.write_text("{}")
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-r--r--"
+    assert not Sidecar.of(sealed.path).seal.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no umask")
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o002])
+def test_no_more_than_the_umask_gives(tmp_path: Path, mask: int) -> None:
+    """No file or folder of a job is open to more people than its maker wants."""
+    before = os.umask(mask)
+    try:
+        target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=2)
+        flowmap.fill(target, ramp, executor="threads", workers=1)
+        flowmap.validate(target)
+        flowmap.reset(target, 0)
+        folder = Sidecar.of(target.path).folder
+        found = [target.path, folder, *folder.iterdir()]
+        assert {path.name for path in found} >= {"a.npy", "job.json", "ledger.npy"}
+        for path in found:
+            most = (0o777 if path == folder else 0o666) & ~mask
+            assert stat.S_IMODE(path.stat().st_mode) == most, path
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("part", ["target", "sidecar"])
+def test_mixed_up_jobs(tmp_path: Path, part: str) -> None:
+    """Two jobs alike whose files were mixed up are never taken for one another."""
+    a, b = (
+        flowmap.allocate(tmp_path / name, 10, "f8", segments=2) for name in ("a.npy", "b.npy")
+    )
+    flowmap.fill(a, ramp, executor="threads", workers=1)
+    if part == "target":
+        b.path.replace(a.path)
+    else:
+        for file in Sidecar.of(a.path).folder.iterdir():
+            Sidecar.of(b.path).folder.joinpath(file.name).write_bytes(file.read_bytes())
+    mixed = a if part == "target" else b
+    report = flowmap.validate(mixed.path)
+    assert not report.ok
+    assert report.marked == ()
+    segment = replace(a.segments[0], path=mixed.path)
+    for use in (
+        lambda: flowmap.open_target(mixed.path),
+        lambda: flowmap.fill_segment(segment, ramp),
+        lambda: flowmap.allocate(mixed.path, 10, "f8", segments=2),
+    ):
+        with pytest.raises(ValueError, match="another job"):
+            use()
+
+
+def test_copied_with_its_sidecar(sealed: Target, tmp_path: Path) -> None:
+    """A job that was copied as a whole is one, with or without the extended attributes."""
+    copy = tmp_path / "copy.npy"
+    copy.write_bytes(sealed.path.read_bytes())
+    folder = Sidecar.of(copy).folder
+    folder.mkdir()
+    for file in Sidecar.of(sealed.path).folder.iterdir():
+        folder.joinpath(file.name).write_bytes(file.read_bytes())
+    assert flowmap.validate(copy).sealed
+    os.setxattr(copy, "user.flowmap.job", sealed.id.encode())
+    assert flowmap.open_target(copy).pending() == []
+
+
+def test_a_target_that_is_gone(sealed: Target) -> None:
+    """A sidecar whose target was deleted vouches for nothing."""
+    sealed.path.unlink()
+    with pytest.raises(FileNotFoundError, match="allocate"):
+        flowmap.fill(sealed, ramp, executor="threads")
+    anew = flowmap.allocate(sealed.path, 10, "f8", segments=2)
+    assert len(anew.pending()) == 2
+    assert not np.load(anew.path).any()

@@ -1,0 +1,171 @@
+"""SIGTERM and SIGUSR1, which a batch system sends before its time limit: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support import logged_rows, members, run, script, start, states, until_gone
+
+import flowmap
+from flowmap import stopping
+from flowmap.errors import StoppedError
+from flowmap.job import Sidecar
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+ROWS = 40
+
+FILL = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+import flowmap
+
+path, log, kind = sys.argv[1:4]
+
+@flowmap.filler(volatile=("log", "gate"))
+def gated(out, block, *, log, gate):
+    sys.stdout.write(f"worker {os.getpid()}\\n")
+    sys.stdout.flush()
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    with open(log, "a") as file:
+        file.write(f"{block.start}\\n")
+    out[...] = np.sqrt(np.arange(block.start, block.stop))
+
+if __name__ == "__main__":
+    target = flowmap.allocate(path, 40, "f8", segments=4, block_rows=2)
+    arguments = {"log": log, "gate": f"{path}.gate"}
+    if kind == "segment":
+        for segment in target.pending():
+            flowmap.fill_segment(segment, gated, arguments)
+    else:
+        flowmap.fill(target, gated, arguments, executor=kind, workers=2)
+"""
+
+
+def begin(folder: Path, kind: str) -> tuple[subprocess.Popen[str], int]:
+    """Start a fill whose blocks wait at a gate; return it, and who fills the first of them."""
+    command = script(FILL, folder / "a.npy", folder / "log", kind)
+    child = start(command, start_new_session=True)
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert line.startswith("worker"), line
+    return child, int(line.split()[1])
+
+
+def end(child: subprocess.Popen[str], folder: Path) -> str:
+    """Open the gate for the blocks in hand; return what the fill tells to its end."""
+    (folder / "a.npy.gate").touch()
+    output, _ = child.communicate(timeout=60)
+    return output
+
+
+def check_goes_on(folder: Path, kind: str) -> None:
+    """Run the fill again: it computes each row that is missing, and none twice."""
+    again = run(script(FILL, folder / "a.npy", folder / "log", kind))
+    assert again.returncode == 0, again.stderr
+    assert sorted(logged_rows(folder / "log")) == list(range(0, ROWS, 2))
+    np.testing.assert_array_equal(np.load(folder / "a.npy"), np.sqrt(np.arange(ROWS)))
+    assert flowmap.validate(folder / "a.npy").sealed
+
+
+@pytest.mark.parametrize("whom", ["run", "all"])
+@pytest.mark.parametrize("kind", ["processes", "threads", "segment"])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_blocks_in_hand_are_finished(
+    tmp_path: Path, number: signal.Signals, kind: str, whom: str
+) -> None:
+    """What is in hand becomes durable, the lease goes, and the exit code says to come again."""
+    child, _ = begin(tmp_path, kind)
+    for _ in range(2):  # a second one changes nothing
+        os.kill(child.pid, number) if whom == "run" else os.killpg(child.pid, number)
+    output = end(child, tmp_path)
+    assert child.returncode == os.EX_TEMPFAIL, output
+    assert "run again" in output
+    assert "Traceback" not in output
+    assert not until_gone(child.pid)
+    target = flowmap.open_target(tmp_path / "a.npy")
+    assert not Sidecar.of(target.path).run.exists()
+    with target.job.ledger() as ledger:
+        records = [ledger.read(s.index, s.start, s.stop) for s in target.segments]
+    assert {"pending"} <= {record.state for record in records} <= {"pending", "done"}
+    assert sum(record.rows_durable for record in records) == 2 * len(
+        logged_rows(tmp_path / "log")
+    )
+    assert logged_rows(tmp_path / "log")
+    check_goes_on(tmp_path, kind)
+
+
+def test_one_worker_is_replaced(tmp_path: Path) -> None:
+    """A signal that only one worker gets, as of a guard of memory, costs nothing."""
+    child, worker = begin(tmp_path, "processes")
+    assert worker != child.pid
+    os.kill(worker, signal.SIGTERM)
+    output = end(child, tmp_path)
+    assert child.returncode == 0, output
+    assert worker not in members(child.pid)
+    assert sorted(logged_rows(tmp_path / "log")) == list(range(0, ROWS, 2))
+    assert states(flowmap.open_target(tmp_path / "a.npy")) == ["done"] * 4
+
+
+def test_a_handler_of_ones_own_stays() -> None:
+    """What handles the signals already goes on to; what did not is as before in the end."""
+    seen: list[int] = []
+    old = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+    try:
+        with stopping.stoppable():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert seen == [signal.SIGUSR1]
+        assert not stopping.is_asked()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+def test_only_the_main_thread_takes_signals() -> None:
+    """In another thread nothing is taken, and nothing fails."""
+    taken: list[Any] = []
+
+    def look() -> None:
+        with stopping.stoppable():
+            taken.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert taken == [signal.SIG_DFL]
+
+
+def test_a_validation_stops(tmp_path: Path) -> None:
+    """A validation within a run ends before the next piece, and leaves no verdict."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=2)
+    for segment in target.segments:
+        flowmap.write_segment(segment, np.ones(5))
+
+    def validate() -> None:
+        with stopping.stoppable():
+            os.kill(os.getpid(), signal.SIGTERM)
+            flowmap.validate(target)
+
+    with pytest.raises(SystemExit) as ended:
+        validate()
+    assert ended.value.code == os.EX_TEMPFAIL
+    assert isinstance(ended.value.__cause__, StoppedError)
+    assert not Sidecar.of(target.path).seal.exists()
+    assert flowmap.validate(target).sealed
+
+
+def test_an_error_without_a_signal_stays_itself() -> None:
+    """Only who was asked to stop exits."""
+    with pytest.raises(StoppedError, match="by itself"), stopping.stoppable():
+        raise StoppedError("by itself")
