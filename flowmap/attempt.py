@@ -332,8 +332,9 @@ class Attempt:
         self.refuse_if_replaced()
         if self.job.durability == "end":
             digest = self._digest.hexdigest()
-            return self._held().note(state="written", rows_done=self._rows, digest=digest)
-        self._record_durable("done")
+            self._held().note(state="written", rows_done=self._rows, digest=digest)
+        else:
+            self._record_durable("done")
         self._held().check()
         return self._held().record
 

@@ -14,7 +14,7 @@ from support import damage, logged, logged_rows, ramp, rows, run, script, states
 
 import flowmap
 from flowmap.errors import ClaimLostError, FillerError, StorageError
-from flowmap.ledger import Claim
+from flowmap.ledger import Claim, Ledger
 from flowmap.records import SegmentRecord
 from flowmap.storage import read_into, write_all
 from flowmap.work import Work
@@ -217,6 +217,27 @@ def test_an_attempt_that_is_overtaken_rewrites_nothing(
     with pytest.raises(ClaimLostError):
         flowmap.fill_segment(target.segments[0], ramp)
     assert not written
+
+
+@pytest.mark.parametrize(("durability", "last"), [("segment", "done"), ("end", "written")])
+def test_an_attempt_that_is_overtaken_at_its_last_record_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any, last: str
+) -> None:
+    """It has looked at its claim, and is slow to write: it looks again afterwards."""
+    target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1, durability=durability)
+    write = Ledger.write
+
+    def slow(ledger: Ledger, record: SegmentRecord, page: bytes) -> bytes:
+        if record.state == last:
+            monkeypatch.undo()
+            flowmap.fill_segment(target.segments[0], ramp)
+        return write(ledger, record, page)
+
+    monkeypatch.setattr(Ledger, "write", slow)
+    with pytest.raises(ClaimLostError):
+        flowmap.fill_segment(target.segments[0], ramp)
+    assert target.status()["attempt"][0] == 2
+    assert states(target) == [last]
 
 
 def test_a_bad_sector_is_computed_again(
