@@ -242,6 +242,9 @@ class Attempt:
                     read_into(self._target, chunk, offset)
                 self._held().check()
                 self._write(chunk, offset)
+        # Another attempt that claimed on the same knowledge, and was slow to write its claim,
+        # has put it in the place of this one's first record: it must find a second.
+        self._held().note()
         self._held().check()
         start, stop = self.segment.start, self.segment.stop
         window = Window(layout, self.job.data_offset, start, stop, layout.axis)

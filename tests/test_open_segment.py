@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import os
 import shutil
@@ -191,7 +192,7 @@ class TestFilling:
 
     @pytest.mark.system("strace", packages="strace")
     def test_order_of_system_calls(self, target: flowmap.Target) -> None:
-        """Reserve, store, sync the window, sync the file, record, sync the ledger."""
+        """Reserve, confirm the claim, store, sync file and window, record, sync the ledger."""
         program = """
             import sys, os, flowmap
             (segment, *_) = flowmap.open_target(sys.argv[1]).segments
@@ -210,7 +211,7 @@ class TestFilling:
         kept = [call for call in seen if call != "pwrite64"]  # of JSON beside
         begin = kept.index("fallocate")
         assert kept[begin:] == [
-            *("fallocate", "write", "fdatasync", "msync", "fdatasync"),
+            *("fallocate", "pwrite64 ledger", "write", "fdatasync", "msync", "fdatasync"),
             *("pwrite64 ledger", "fdatasync ledger"),
         ]
 
@@ -273,6 +274,20 @@ class TestFailing:
         assert target.status()["attempt"][0] == 2
         assert segment in flowmap.validate(target).bad_segments
         assert states(target)[0] == "damaged"
+
+    def test_slow_claim(self, target: flowmap.Target) -> None:
+        """One on the same knowledge, written late, takes the segment from no open block."""
+        (segment, *_) = target.segments
+
+        def claimed(out: NDArray[Any]) -> None:
+            with target.job.ledger(write=True) as ledger:
+                mine = ledger.read(0, segment.start, segment.stop)
+                slow = dataclasses.replace(mine, sequence=0, token="f" * 32)
+                ledger.write(slow, ledger.page(0))
+            out[...] = 1
+
+        within(segment, claimed)
+        assert states(target)[0] == "done"
 
     def test_sync_fails(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the disk does not take the rows, the segment failed."""
