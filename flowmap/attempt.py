@@ -119,12 +119,15 @@ class Attempt:
         if not self._writable:
             self._open_for_writing()
         kept = {} if resume else NO_ROWS
-        self._claim = Claim(
-            self._ledger, before, self._work.fingerprint, state="running", **kept
-        )
-        # After the claim, too: a validation that seals meanwhile looks at the claims once more.
-        with self._noting():
-            sealing.lift(self.job)
+        try:
+            self._claim = Claim(
+                self._ledger, before, self._work.fingerprint, state="running", **kept
+            )
+        finally:
+            # After the claim, too: a validation that seals meanwhile looks at the claims once
+            # more. A claim that was lost may have taken the place of a record that was done.
+            with self._noting():
+                sealing.lift(self.job)
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
         if not resume:

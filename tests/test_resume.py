@@ -14,6 +14,7 @@ from support import damage, logged, logged_rows, ramp, rows, run, script, states
 
 import flowmap
 from flowmap.errors import ClaimLostError, FillerError, StorageError
+from flowmap.job import Sidecar
 from flowmap.ledger import Claim, Ledger
 from flowmap.records import SegmentRecord
 from flowmap.storage import read_into, write_all
@@ -238,6 +239,26 @@ def test_an_attempt_that_is_overtaken_at_its_last_record_is_told(
         flowmap.fill_segment(target.segments[0], ramp)
     assert target.status()["attempt"][0] == 2
     assert states(target) == [last]
+
+
+def test_a_claim_that_comes_too_late_leaves_no_seal_on_what_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the place of the record that was done and sealed while it was written."""
+    target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1)
+    write = Ledger.write
+
+    def slow(ledger: Ledger, record: SegmentRecord, page: bytes) -> bytes:
+        monkeypatch.undo()
+        flowmap.fill_segment(target.segments[0], ramp)
+        assert flowmap.validate(target).sealed
+        return write(ledger, record, page)
+
+    monkeypatch.setattr(Ledger, "write", slow)
+    with pytest.raises(ClaimLostError):
+        flowmap.fill_segment(target.segments[0], ramp)
+    assert states(target) == ["running"]
+    assert not Sidecar.of(target.path).seal.exists()
 
 
 def test_a_bad_sector_is_computed_again(
