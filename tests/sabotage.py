@@ -20,10 +20,12 @@ import flowmap.storage
 import flowmap.validation
 import flowmap.windows
 from flowmap.attempt import Attempt
-from flowmap.ledger import Claim
+from flowmap.ledger import Claim, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from flowmap.records import SegmentRecord
 
     Patch = Callable[[Any, str, Any], object]
 
@@ -68,6 +70,19 @@ def _no_look_at_the_claim(patch: Patch) -> None:
     patch(Claim, "check", _nothing)
 
 
+def _one_pair_of_slots(patch: Patch) -> None:
+    real, names = Ledger.write, vars(flowmap.ledger)
+
+    def crowded(self: Ledger, record: SegmentRecord, page: bytes) -> bytes:
+        slots, names["SLOTS"] = names["SLOTS"], 2
+        try:
+            return real(self, record, page)
+        finally:
+            names["SLOTS"] = slots
+
+    patch(Ledger, "write", crowded)
+
+
 def _no_comparing_of_digests(patch: Patch) -> None:
     patch(flowmap.validation._Validation, "_compare_bytes", lambda self, finished: [])
 
@@ -106,6 +121,7 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no sync of names": _no_sync_of_names,
     "done before the sync": _done_before_the_sync,
     "no look at the claim": _no_look_at_the_claim,
+    "one pair of slots": _one_pair_of_slots,
     "no comparing of digests": _no_comparing_of_digests,
     "no writing again": _no_writing_again,
     "no checksums": _no_checksums,
