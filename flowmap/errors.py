@@ -221,13 +221,16 @@ def storage_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> S
     Args:
         error: What was raised.
         doing: What was being done, and after a semicolon what to do about it:
-            "cannot reserve 8 GiB; free some space".
+            "cannot reserve 8 GiB; free some space". Where the disk is full that is added.
         path: The file it happened to.
 
     Returns:
         An error with the same errno, for the caller to raise from `error`.
     """
     number = error.errno or errno_module.EIO
+    full = number in (errno_module.ENOSPC, errno_module.EDQUOT)
+    if full and "free some" not in doing:
+        doing = f"{doing}; free some space"
     kinds: dict[int, type[StorageError]] = {
         errno_module.ENOENT: NotFoundError,
         errno_module.EACCES: AccessDeniedError,

@@ -47,9 +47,10 @@ def header_lock(sidecar: Path, timeout: float = TIMEOUT) -> Iterator[None]:
         ) from error
     except (OSError, NotImplementedError) as error:
         cause = error if isinstance(error, OSError) else OSError(errno.ENOLCK, str(error))
-        raise storage_error(
-            cause, "cannot take the header lock; the file system must support flock(2)", path
-        ) from error
+        doing = "cannot take the header lock"
+        if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+            doing = f"{doing}; the file system must support flock(2)"
+        raise storage_error(cause, doing, path) from error
     try:
         yield
     finally:

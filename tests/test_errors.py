@@ -153,7 +153,7 @@ def test_storage_error(number: int | None, kind: type[StorageError]) -> None:
     assert type(error) is kind
     assert error.errno == (number or errno.EIO)
     assert error.filename == error.path == "/data/a.npy"
-    assert "cannot write; try again (" in str(error)
+    assert "cannot write; try again" in str(error)
 
 
 def test_exists_and_timeout_have_their_errno() -> None:
@@ -161,3 +161,11 @@ def test_exists_and_timeout_have_their_errno() -> None:
     assert errors.OtherJobError("there").errno == errno.EEXIST
     assert errors.LockTimeoutError("held").errno == errno.ETIMEDOUT
     assert str(errors.OtherJobError("there")) == "there"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_full_disk_is_always_told_with_what_helps(number: int) -> None:
+    """Whatever was being done, to free some space is what there is to do."""
+    for doing in ("cannot write the lease", "cannot reserve it; free some space or wait"):
+        message = str(errors.storage_error(OSError(number, "full"), doing, "/data/a.npy"))
+        assert message.count("free some space") == 1
