@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from numpy.lib import format as npy_format
 
 import flowmap
 from flowmap.npy import Layout
+from flowmap.records import FINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -291,3 +293,34 @@ def written(
         place = (..., part) if fortran_order else part
         flowmap.write_segment(segment, values[place] if values.shape else values)
     return target
+
+
+def unproven(target: Target) -> list[int]:
+    """Return the segments that are not finished, or whose bytes are not those recorded."""
+    first, row_bytes = target.job.data_offset, target.job.layout.row_bytes
+    content = data_bytes(target.path, first)
+    return [
+        int(row["index"])
+        for row in target.status()
+        if row["state"] not in FINISHED
+        or xxhash.xxh3_128_hexdigest(
+            content[row["start"] * row_bytes : row["stop"] * row_bytes]
+        )
+        != row["digest"]
+    ]
+
+
+def forked(act: Callable[[], str]) -> str:
+    """Return what a function says in a forked process, or of which signal that died."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, act().encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        text = said.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return text if status == 0 else f"signal {-status}"
