@@ -126,7 +126,8 @@ def _replace(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
     # From the intent on nothing needs space: all that is left to do is to rename and remove.
     with staged_json(sidecar.job, job.document()) as staged:
         publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
-        _clear(sidecar, keep=(target, ledger, sidecar.intent, staged))
+        # The ledger's name stays: where one is new, a rename may need space after all (XFS).
+        _clear(sidecar, keep=(target, ledger, sidecar.ledger, sidecar.intent, staged))
         ledger.rename(sidecar.ledger)
         sync_folder(sidecar.folder)
         target.rename(job.path)

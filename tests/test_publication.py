@@ -273,6 +273,22 @@ class TestCutShort:
         assert flowmap.open_target(path).pending() == []
         assert flowmap.validate(path).ok
 
+    def test_name_of_the_ledger_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The new ledger replaces the old one: on a full XFS a new name cannot be had."""
+        path, rename = _begin("job", tmp_path), os.rename
+        replaced = []
+
+        def watched(source: Any, destination: Any, **options: Any) -> None:
+            if Path(destination).exists():
+                replaced.append(Path(destination).name)
+            rename(source, destination, **options)
+
+        monkeypatch.setattr(os, "rename", watched)
+        allocate(path, exist="overwrite")
+        assert replaced == ["ledger.npy", "a.npy"]
+
     @pytest.mark.parametrize("document", ["job.json", "overwrite.json"])
     def test_interrupted_once_renamed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str
