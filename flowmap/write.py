@@ -270,8 +270,9 @@ def open_segment(segment: Segment, *, replace: bool = False) -> Iterator[np.memm
     When the block ends without an error the bytes are synced and hashed, and the segment is
     recorded as done; after an error it is recorded as failed. Write into the array, `out[...] =
     values`: to bind the name to something else leaves the file as it was. Stores go straight to
-    the file: a block that lost its segment to another attempt is told so at its end only, and
-    validation finds what it overwrote meanwhile. The pages count as memory of this process, all
+    the file: a block that lost its segment to another attempt is told so at its end only.
+    Validation finds what it stores after that one was hashed; what it stores before becomes
+    part of that one, unless both store the same. The pages count as memory of this process, all
     of the segment's, though the system takes them back where it needs them.
 
     `out.flush()` writes what was stored so far to the disk; after an error of it the segment
