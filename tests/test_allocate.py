@@ -770,23 +770,7 @@ class TestPermissions:
 
 @pytest.mark.system("mount", "umount", packages="mount", root=True)
 class TestMounts:
-    """Real file systems of a few pages."""
-
-    def test_full(self, tmp_path: Path) -> None:
-        """On a full disk nothing is left but the folder and its empty lock file."""
-        with mounted(tmp_path, "-t", "tmpfs", "-o", "size=256k", "tmpfs"):
-            for shape, segments in (((10**6,), 4), ((1000,), 1000)):
-                with pytest.raises(StorageError, match="free some space") as caught:
-                    flowmap.allocate(tmp_path / "a.npy", shape, "<f8", segments=segments)
-                assert caught.value.errno == errno.ENOSPC
-                assert names(tmp_path) == ["a.npy.flowmap"]
-                assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
-            target = allocate(tmp_path / "a.npy")
-            before = snapshot(tmp_path)["a.npy"]
-            with pytest.raises(StorageError):
-                allocate(tmp_path / "a.npy", shape=10**6, exist="overwrite")
-            assert snapshot(tmp_path)["a.npy"] == before
-            assert flowmap.open_target(target.path).id == target.id
+    """Real file systems of a few pages; `faults/test_full_disk.py` has those that are full."""
 
     def test_read_only(self, tmp_path: Path) -> None:
         """On a read-only file system a job can be attached to, and nothing be made."""
