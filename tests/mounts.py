@@ -31,7 +31,10 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        done = subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+        if done.returncode:  # a test that failed may keep a file open
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+            raise OSError(done.stderr.decode())
 
 
 class SmallDisk:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import flowmap.alloc
 import flowmap.attempt
+import flowmap.job
 import flowmap.lease
 import flowmap.ledger
 import flowmap.publication
@@ -45,7 +46,7 @@ def _no_sync_of_the_ledger(patch: Patch) -> None:
 
 
 def _no_sync_of_names(patch: Patch) -> None:
-    for module in (flowmap.publication, flowmap.storage):
+    for module in (flowmap.publication, flowmap.storage, flowmap.job):
         patch(module, "sync_folder", _nothing)
 
 
@@ -96,6 +97,14 @@ def _no_writing_again(patch: Patch) -> None:
     patch(Attempt, "_take_over", read_only)
 
 
+def _no_dropping_of_the_cache(patch: Patch) -> None:
+    patch(flowmap.attempt, "drop_cached", _nothing)
+
+
+def _no_removing_of_old_records(patch: Patch) -> None:
+    patch(flowmap.publication, "_clear", lambda *_, **__: None)
+
+
 def _no_checksums(patch: Patch) -> None:
     for module in (flowmap.ledger, flowmap.records):
         patch(module, "checksum_matches", lambda slot: True)
@@ -124,6 +133,8 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "one pair of slots": _one_pair_of_slots,
     "no comparing of digests": _no_comparing_of_digests,
     "no writing again": _no_writing_again,
+    "no dropping of the cache": _no_dropping_of_the_cache,
+    "no removing of old records": _no_removing_of_old_records,
     "no checksums": _no_checksums,
     "no header lock": _no_header_lock,
     "names that replace": _names_that_replace,
