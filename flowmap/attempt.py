@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,6 +36,7 @@ from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import REASON_BYTES
 from flowmap.storage import (
     CHUNK,
+    drop_cached,
     opened,
     read_into,
     reserve_range,
@@ -94,6 +96,7 @@ class Attempt:
         self._synced_at = time.monotonic()
         self._pid = os.getpid()
         self._mapped: Any = None
+        self._dropped = False
         self._unsynced: OSError | None = None
 
     @property
@@ -178,6 +181,7 @@ class Attempt:
             reached.update(chunk.data)
             if rewrite:
                 self._held().check()
+                drop_cached(self._target, offset, len(chunk))
                 self._write(chunk, offset)
         if rows > self._rows and reached.hexdigest() != digest:
             return False
@@ -185,15 +189,25 @@ class Attempt:
         return True
 
     def _chunks(self, first: int, last: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield the byte at which each chunk of some rows lies, and a buffer for it."""
+        """Yield the byte at which each chunk of some rows lies, and a buffer for it.
+
+        No page is in two chunks: dropped for the one, it would be lost to the other.
+        """
         begin, end = self._byte(first), self._byte(last)
         buffer = block_buffer(min(CHUNK, end - begin), self.segment)
-        for offset in range(begin, end, CHUNK):
-            yield offset, buffer[: end - offset]
+        while begin < end:
+            stop = min(begin - begin % CHUNK + CHUNK, end)
+            yield begin, buffer[: stop - begin]
+            begin = stop
 
     def _byte(self, row: int) -> int:
         """Return the byte of the file where a row of the segment begins."""
         return self.job.data_offset + (self.segment.start + row) * self.job.layout.row_bytes
+
+    def _drop_cached_from(self, row: int) -> None:
+        first = self._byte(row)
+        drop_cached(self._target, first, self._byte(self.segment.rows) - first)
+        self._dropped = True
 
     def _write(self, data: NDArray[np.uint8], offset: int) -> None:
         with self._told("cannot write the rows; free some space and run again"):
@@ -213,6 +227,8 @@ class Attempt:
         """
         claim = self._held()
         claim.check()
+        if not self._dropped:  # what an attempt before this left, or one at the next segment
+            self._drop_cached_from(self._rows)
         self._write(data, self._byte(self._rows))
         self._digest.update(data.data)
         self._rows += rows
@@ -244,7 +260,10 @@ class Attempt:
                 with self._told("cannot read what is there; use write_segment()"):
                     read_into(self._target, chunk, offset)
                 self._held().check()
+                drop_cached(self._target, offset, len(chunk))
                 self._write(chunk, offset)
+        else:
+            self._drop_cached_from(0)
         # Another attempt that claimed on the same knowledge, and was slow to write its claim,
         # has put it in the place of this one's first record: it must find a second.
         self._held().note()
@@ -388,6 +407,9 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            # Whoever keeps the array, or the error, must not keep the pages: see `drop_cached`.
+            self._mapped.base.madvise(mmap.MADV_DONTNEED)
         if self._claim is not None and not isinstance(error, ClaimLostError | StoppedError):
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)

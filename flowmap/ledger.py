@@ -22,6 +22,7 @@ from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, stora
 from flowmap.npy import Layout
 from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import (
+    CHUNK,
     PAGE,
     NotRegularError,
     buffer_of,
@@ -301,9 +302,14 @@ def _whose(record: SegmentRecord) -> tuple[int, str]:
 def create_ledger(path: Path, count: int) -> None:
     """Make the ledger of a new job: reserved, empty, durable once its folder is synced."""
     header = _layout(count).header()
+    size = len(header) + count * PAGE
+    zeros = bytes(CHUNK)
     with created(path) as descriptor:
-        reserve(descriptor, len(header) + count * PAGE)
+        reserve(descriptor, size)
         write_all(descriptor, header, 0)
+        # Written, not only reserved: what `drop_cached` tells of would lose a record for good.
+        for offset in range(len(header), size, CHUNK):
+            write_all(descriptor, zeros[: size - offset], offset)
         os.fsync(descriptor)
 
 
