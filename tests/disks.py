@@ -173,8 +173,9 @@ _FILES: Final = {
 }
 
 _CALLS: Final = (
-    *("pwrite", "fdatasync", "fsync", "ftruncate"),
-    *("rename", "replace", "unlink", "link", "mkdir"),
+    *("pwrite", "fdatasync", "fsync", "ftruncate", "truncate", "chmod", "fchmod"),
+    *("rename", "replace", "unlink", "link", "symlink", "mkdir", "rmdir"),
+    *("setxattr", "removexattr", "utime"),
 )
 _CALLS_OF_LIBC: Final = ("fallocate", "sync_file_range", "renameat2")
 

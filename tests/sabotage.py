@@ -67,6 +67,16 @@ def _done_before_the_sync(patch: Patch) -> None:
     patch(Attempt, "_record_durable", early)
 
 
+def _no_checkpoints(patch: Patch) -> None:
+    real = Attempt._record_durable
+
+    def only_done(self: Attempt, state: str) -> None:
+        if state == "done":
+            real(self, state)
+
+    patch(Attempt, "_record_durable", only_done)
+
+
 def _no_look_at_the_claim(patch: Patch) -> None:
     patch(Claim, "check", _nothing)
 
@@ -129,6 +139,7 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no sync of the ledger": _no_sync_of_the_ledger,
     "no sync of names": _no_sync_of_names,
     "done before the sync": _done_before_the_sync,
+    "no checkpoints": _no_checkpoints,
     "no look at the claim": _no_look_at_the_claim,
     "one pair of slots": _one_pair_of_slots,
     "no comparing of digests": _no_comparing_of_digests,

@@ -9,6 +9,7 @@ complete the job.
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING, Final
 
@@ -30,9 +31,11 @@ from plays import (
     Unsynced,
 )
 from sabotage import sabotage
+from support import run, script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.system(*PROGRAMS, packages=PACKAGES, root=True)
 
@@ -49,6 +52,29 @@ PLAYS: Final[tuple[type[Play], ...]] = (
     Resetting,
     Overwriting,
     OverwritingForeign,
+)
+
+PLAY_ALL = """
+import os, sys
+from pathlib import Path
+import disks, plays
+
+for name in sys.argv[2:]:
+    path = Path(sys.argv[1], name)
+    path.mkdir()
+    play = getattr(plays, name)(path / "a.npy")
+    play.prepare()
+    with disks.Power(None, -1) as power:
+        os.access("begin", 0)
+        play.act()
+        os.access("end", 0)
+    print(power.calls)
+"""
+
+CHANGES = re.compile(
+    r"\d+ +(write(?!\(2)|p?write[v6]|f?datasync|fsync|msync|syncfs|f?truncate|fallocate"
+    r"|rename|unlink|link|symlink|mk|rm|f?l?setxattr|f?l?removexattr|f?chmod|f?chown|utime"
+    r"|copy_file_range|sendfile|open.*O_(CREAT|TRUNC))"
 )
 
 
@@ -90,6 +116,26 @@ def cuts(disk: Disk, kind: type[Play], every: int) -> Iterator[Power]:
                     yield Power(disk, at, written, torn=torn, seed=number)
 
 
+@pytest.mark.system("strace", packages="strace")
+def test_no_call_that_changes_the_disk_is_left_out(tmp_path: Path) -> None:
+    """The system sees as many such calls as there are cuts."""
+    names = [kind.__name__ for kind in PLAYS]
+    trace = tmp_path / "trace"
+    strace = ["strace", "--follow-forks", f"--output={trace}"]
+    done = run([*strace, *script(PLAY_ALL, tmp_path, *names)])
+    seen: list[int] = []
+    counting = False
+    for line in trace.read_text().splitlines():
+        if 'access("begin"' in line:
+            seen.append(0)
+            counting = True
+        elif 'access("end"' in line:
+            counting = False
+        elif counting and CHANGES.match(line):
+            seen[-1] += 1
+    assert list(map(int, done.stdout.split())) == seen, done.stderr
+
+
 @pytest.mark.parametrize("every", sizes(23, 1))
 @pytest.mark.parametrize("kind", PLAYS)
 def test_a_cut_at_any_call_loses_nothing_that_was_told(
@@ -112,6 +158,7 @@ def test_a_cut_at_any_call_loses_nothing_that_was_told(
         ("no sync of names", Allocating, 1),
         ("no sync of names", Resetting, 5),
         ("done before the sync", Play, 5),
+        ("no checkpoints", Checkpointing, 5),
         ("no removing of old records", Overwriting, 5),
     ],
 )
