@@ -409,7 +409,8 @@ class Attempt:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
         if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
             # Whoever keeps the array, or the error, must not keep the pages: see `drop_cached`.
-            self._mapped.base.madvise(mmap.MADV_DONTNEED)
+            with contextlib.suppress(OSError):  # they are locked into memory
+                self._mapped.base.madvise(mmap.MADV_DONTNEED)
         if self._claim is not None and not isinstance(error, ClaimLostError | StoppedError):
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)
