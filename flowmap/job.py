@@ -235,7 +235,10 @@ class Job:
         if header_digest(header) != self.header:
             return "has another header than was written"
         if mark not in (None, self.id):
-            return "is the target of another job, whose records are elsewhere"
+            return (
+                "is marked as the target of another job (if it is the right file all the same, "
+                "remove the mark: setfattr -x user.flowmap.job)"
+            )
         return None
 
 

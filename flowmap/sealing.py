@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import storage_error
 from flowmap.job import FORMAT, Job, Sidecar
@@ -43,11 +43,12 @@ def put(
     """
     now = stat.S_IMODE(os.fstat(target).st_mode)
     path = Sidecar.of(job.path).seal
+    mode = now if now & _WRITE else _mode(_read(path), now)
     seal = {
         "format": FORMAT,
         "job": job.id,
         "digest": digest,
-        "mode": now if now & _WRITE else _mode(path, job, now),
+        "mode": mode,
         "time": time.time(),
         "host": socket.gethostname(),
     }
@@ -58,14 +59,16 @@ def put(
     except OSError as error:
         notes.append(f"Sealed, but not made read-only: {os.strerror(error.errno or 0)}.")
     if claimed():
-        os.fchmod(target, int(str(seal["mode"])))
+        os.fchmod(target, mode)
         lift(job)
         return False, ["Not sealed: a segment was claimed meanwhile; validate again."]
     return True, notes
 
 
 def lift(job: Job) -> None:
-    """Give the target its permissions back and remove the seal, durably, if there is one.
+    """Give the target its permissions back and remove the seal, durably, if it has one.
+
+    The seal of another job, which has taken the path since, stays.
 
     Raises:
         StorageError: The permissions are not this user's to give.
@@ -74,12 +77,14 @@ def lift(job: Job) -> None:
     path = Sidecar.of(job.path).seal
     if not os.path.lexists(path):
         return
+    seal = _read(path)
+    if seal.get("job", job.id) != job.id:
+        return
     try:
         with opened(job.path) as target:
             now = stat.S_IMODE(os.fstat(target).st_mode)
-            before = _mode(path, job, now | stat.S_IWUSR)
-            if not now & _WRITE and before != now:
-                os.fchmod(target, before)
+            if not now & _WRITE:
+                os.fchmod(target, _mode(seal, now | stat.S_IWUSR))
     except (FileNotFoundError, NotRegularError):
         pass  # then there is nothing to write to
     except OSError as error:
@@ -89,12 +94,15 @@ def lift(job: Job) -> None:
     sync_folder(path.parent)
 
 
-def _mode(path: Path, job: Job, otherwise: int) -> int:
-    """Return the permissions that the target had before it was sealed."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return what the seal says; nothing where it is damaged."""
     try:
-        seal = read_json(path)
+        return read_json(path)
     except (OSError, ValueError):
-        return otherwise
+        return {}
+
+
+def _mode(seal: dict[str, Any], otherwise: int) -> int:
+    """Return the permissions that the target had before it was sealed."""
     mode = seal.get("mode")
-    known = seal.get("job") == job.id and isinstance(mode, int)
-    return stat.S_IMODE(mode) if known and isinstance(mode, int) else otherwise
+    return stat.S_IMODE(mode) if isinstance(mode, int) else otherwise

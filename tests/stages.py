@@ -97,6 +97,7 @@ class Stage:
             if file not in self._files:
                 file.unlink()
         for file, content in self._files.items():
+            file.unlink(missing_ok=True)  # its extended attributes, too
             file.write_bytes(content)
 
     def _allocate(self) -> flowmap.Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.util
 import itertools
 import os
@@ -315,6 +316,7 @@ def forked(act: Callable[[], str]) -> str:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        faulthandler.disable()  # a signal is an answer here
         try:
             os.write(writer, act().encode())
         finally:
