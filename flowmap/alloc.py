@@ -344,7 +344,7 @@ def _make(wanted: _Wanted) -> Job:
             "align": wanted.align,
         },
     )
-    publish(job, header)
+    publish(job, header, replace=wanted.exist == "overwrite")
     return job
 
 

@@ -79,7 +79,7 @@ def remove_stale(sidecar: Sidecar) -> None:
                     entry.unlink()
 
 
-def publish(job: Job, header: bytes) -> None:
+def publish(job: Job, header: bytes, *, replace: bool = False) -> None:
     """Make the target and its records; the caller holds the header lock.
 
     Both are built whole under private names first, so that a full disk changes nothing. A
@@ -89,6 +89,7 @@ def publish(job: Job, header: bytes) -> None:
     Args:
         job: What to allocate.
         header: The bytes before the data.
+        replace: Whether what is there by then may be replaced.
 
     Raises:
         TargetExistsError: The name was taken meanwhile, by a program other than flowmap.
@@ -101,7 +102,7 @@ def publish(job: Job, header: bytes) -> None:
         with _removed_after(target, ledger):
             _build(job, header, target)
             create_ledger(ledger, len(job.plan))
-            if os.path.lexists(job.path):
+            if replace and os.path.lexists(job.path):
                 _replace(job, sidecar, target, ledger)
             else:
                 _name_anew(job, sidecar, target, ledger)

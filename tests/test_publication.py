@@ -22,6 +22,7 @@ from flowmap import storage
 from flowmap.errors import DamagedJobError, FlowmapError, StorageError, TargetExistsError
 from flowmap.fillers import arange
 from flowmap.job import Sidecar
+from flowmap.ledger import create_ledger
 from flowmap.publication import make_folder
 
 if TYPE_CHECKING:
@@ -492,6 +493,22 @@ class TestName:
         with pytest.raises(TargetExistsError, match="appeared while"):
             allocate(path)
         assert path.is_symlink() if kind == "link" else path.read_text() == "mine"
+        assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
+
+    def test_taken_while_it_is_built(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, naming: str
+    ) -> None:
+        """Nor is it replaced where it came before there was a name to give."""
+        path = tmp_path / "a.npy"
+
+        def late(*arguments: Any) -> None:
+            path.write_text("mine")
+            create_ledger(*arguments)
+
+        monkeypatch.setattr(flowmap.publication, "create_ledger", late)
+        with pytest.raises(TargetExistsError, match="appeared while"):
+            allocate(path)
+        assert path.read_text() == "mine"
         assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
 
     def test_answered_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
