@@ -40,6 +40,9 @@ FORMAT: Final = 1
 Durability = Literal["segment", "end"]
 DURABILITIES: Final = get_args(Durability)
 
+_LOOKS: Final = 3
+"""How often `job.json` must be missing: an overwrite may end before its intent is seen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
@@ -201,9 +204,19 @@ class Job:
             return (window or self.window()).map(descriptor, mode, self.path)
 
     def ledger(self, *, write: bool = False) -> Ledger:
-        """Open the ledger, for a `with` block."""
+        """Open the ledger, for a `with` block.
+
+        Raises:
+            OtherJobError: It is not the ledger of this job any more, but of the next.
+            DamagedJobError: It is missing, or is not the ledger of such a job.
+            StorageError: It cannot be opened.
+        """
         path = Sidecar.of(self.path).ledger
-        return Ledger(path, self.id, len(self.plan), write=write)
+        try:
+            return Ledger(path, self.id, len(self.plan), write=write)
+        except DamagedJobError:
+            refuse_replaced(self)
+            raise
 
     def record_work(self, work: Work) -> None:
         """Keep what the fingerprint of a work stands for, once."""
@@ -288,27 +301,28 @@ def read_job(path: Path) -> Job:
             "the folder itself there.",
             path=str(path),
         )
-    try:
-        return Job.of_document(path, read_json(sidecar.job))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.lexists(sidecar.intent):
-            raise DamagedJobError(
-                f"{path}: an overwrite of this target was cut short, and what is there is not "
-                'whole. Allocate it again with exist="overwrite".',
-                path=str(path),
-            ) from error
-        raise ForeignFileError(
-            f"{path} was not allocated by flowmap (there is no {sidecar.job}), or its "
-            "records were deleted. numpy.load opens it; only allocate(..., exist='overwrite') "
-            "replaces it.",
-            path=str(path),
-        ) from error
-    except NotRegularError as error:
-        raise _damaged_job(sidecar, path, str(error)) from error
-    except OSError as error:
-        raise storage_error(error, "cannot read the job", sidecar.job) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged_job(sidecar, path, str(error)) from error
+    for _ in range(_LOOKS):
+        try:
+            return Job.of_document(path, read_json(sidecar.job))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if os.path.lexists(sidecar.intent):
+                raise DamagedJobError(
+                    f"{path}: an overwrite of this target was cut short, and what is there is "
+                    'not whole. Allocate it again with exist="overwrite".',
+                    path=str(path),
+                ) from error
+            missing = error
+        except NotRegularError as error:
+            raise _damaged_job(sidecar, path, str(error)) from error
+        except OSError as error:
+            raise storage_error(error, "cannot read the job", sidecar.job) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise _damaged_job(sidecar, path, str(error)) from error
+    raise ForeignFileError(
+        f"{path} was not allocated by flowmap (there is no {sidecar.job}), or its records were "
+        "deleted. numpy.load opens it; only allocate(..., exist='overwrite') replaces it.",
+        path=str(path),
+    ) from missing
 
 
 @contextlib.contextmanager
@@ -324,23 +338,27 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
     """
     job = read_job(path)
     with contextlib.ExitStack() as stack:
-        try:
-            descriptor = stack.enter_context(opened(path))
-            problem = job.problem_with(descriptor)
-        except NotRegularError as error:
-            raise ForeignFileError(
-                f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
-                "devices. Give the path of the .npy file itself.",
-                path=str(path),
-            ) from error
-        except OSError as error:
-            raise storage_error(error, "cannot open the target", path) from error
-        if problem is not None:
-            raise DamagedJobError(
-                f"{path} {problem}: something else wrote to it, or it is another file. Restore "
-                'it from a copy, or begin anew with exist="overwrite".',
-                path=str(path),
-            )
+        while True:
+            try:
+                descriptor = stack.enter_context(opened(path))
+                problem = job.problem_with(descriptor)
+            except NotRegularError as error:
+                raise ForeignFileError(
+                    f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
+                    "devices. Give the path of the .npy file itself.",
+                    path=str(path),
+                ) from error
+            except OSError as error:
+                raise storage_error(error, "cannot open the target", path) from error
+            if problem is None:
+                break
+            before, job = job, read_job(path)
+            if job.id == before.id:  # no overwrite came between the looks at the two
+                raise DamagedJobError(
+                    f"{path} {problem}: something else wrote to it, or it is another file. "
+                    'Restore it from a copy, or begin anew with exist="overwrite".',
+                    path=str(path),
+                )
         yield job, descriptor
 
 

@@ -389,8 +389,9 @@ def test_an_overwrite_meanwhile_is_noticed(tmp_path: Path) -> None:
     assert states(flowmap.open_target(target.path)) == ["pending"]
 
 
+@pytest.mark.parametrize("segments", [1, 2])
 def test_an_overwrite_before_the_claim_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: int
 ) -> None:
     """An attempt that was checked just before writes nothing into the new job's ledger."""
     target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
@@ -398,7 +399,7 @@ def test_an_overwrite_before_the_claim_is_noticed(
 
     def checked(*arguments: Any) -> None:
         real(*arguments)
-        anew = flowmap.allocate(target.path, 10, "f8", segments=1, exist="overwrite")
+        anew = flowmap.allocate(target.path, 10, "f8", segments=segments, exist="overwrite")
         for _ in range(9):  # until each slot of the page holds a record
             flowmap.reset(anew, 0)
 
@@ -406,7 +407,7 @@ def test_an_overwrite_before_the_claim_is_noticed(
         patch.setattr("flowmap.admission._check", checked)
         with pytest.raises(OtherJobError, match="allocated anew"):
             flowmap.fill_segment(target.segments[0], ramp)
-    assert flowmap.open_target(target.path).status()["attempt"] == [9]
+    assert flowmap.open_target(target.path).status()["attempt"][0] == 9
 
 
 def _longer(path: Path) -> None:

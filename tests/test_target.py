@@ -27,7 +27,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.fillers import arange
-from flowmap.storage import publish_json
+from flowmap.storage import opened, publish_json
 
 
 @pytest.fixture
@@ -99,6 +99,32 @@ class TestTarget:
             with pytest.raises(OtherJobError, match=r"allocated anew.*open it again"):
                 look()
         assert new.pending() == []
+
+    def test_overwritten_while_it_is_opened(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The new file beside the old `job.json` is no damage: the new target is opened."""
+        made = []
+
+        def overtaken(*arguments: Any) -> Any:
+            monkeypatch.undo()
+            made.append(flowmap.allocate(target.path, 7, "<f8", exist="overwrite").id)
+            return opened(*arguments)
+
+        monkeypatch.setattr("flowmap.job.opened", overtaken)
+        assert [flowmap.open_target(target.path).id] == made
+
+    def test_an_overwrite_that_ends_while_it_is_looked_at(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`job.json` is missing, then the intent is: the target is flowmap's all the same."""
+
+        def missing(_: Path) -> Any:
+            monkeypatch.undo()
+            raise FileNotFoundError
+
+        monkeypatch.setattr("flowmap.job.read_json", missing)
+        assert flowmap.open_target(target.path).id == target.id
 
     def test_gone(self, target: flowmap.Target) -> None:
         """Without its file it is not there, whatever its ledger says."""
