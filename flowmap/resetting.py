@@ -13,7 +13,7 @@ from flowmap.errors import (
     WrongTypeError,
     storage_error,
 )
-from flowmap.job import Job, absolute, read_job
+from flowmap.job import Job, absolute, read_job, refuse_replaced
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.segments import Segment
 
@@ -52,6 +52,8 @@ def reset(
         # since a validation that seals meanwhile may not have seen the claims.
         sealing.lift(job)
         with job.ledger(write=True) as ledger:
+            # It was opened by its name: an overwrite since may have put its own there.
+            refuse_replaced(job)
             try:
                 for segment in chosen:
                     record = ledger.read(segment.index, segment.start, segment.stop)

@@ -23,7 +23,7 @@ from flowmap.errors import (
     said,
     storage_error,
 )
-from flowmap.job import Job, absolute, read_job
+from flowmap.job import Job, absolute, read_job, refuse_replaced
 from flowmap.ledger import Claim
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
@@ -79,6 +79,7 @@ def validate(
         NotFoundError: There is no such file.
         ForeignFileError: It was not allocated by flowmap.
         DamagedJobError: `job.json` cannot be read.
+        OtherJobError: The target was allocated anew meanwhile.
         StorageError: The target cannot be read, what was left unsynced cannot be synced, or
             there is no memory for a block.
     """
@@ -96,6 +97,7 @@ def validate(
             doing = "cannot read the target to validate it; look at the disk"
             raise storage_error(error, doing, job.path) from error
         if problem is not None:
+            refuse_replaced(job)
             notes = tuple(_unseal(job) if mark else [])
             problem = f"The file {problem}; nothing was marked."
             return ValidationReport(job.path, (problem,), notes=notes)

@@ -37,9 +37,9 @@ from flowmap.errors import (
     ValidationFailed,
     WrongTypeError,
 )
-from flowmap.job import Sidecar
+from flowmap.job import Job, Sidecar
 from flowmap.ledger import Claim
-from flowmap.storage import publish_json, read_json, sync_data
+from flowmap.storage import open_existing, publish_json, read_json, sync_data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -739,6 +739,41 @@ def test_reset_refuses_segments_of_others(target: Target) -> None:
     with pytest.raises((InvalidArgumentError, OtherJobError), match="segment 0001"):
         flowmap.reset(new, target.segments[1])
     assert not new.status()["attempt"].any()
+
+
+@pytest.mark.parametrize("segments", [5, 4])
+def test_a_reset_that_an_overwrite_overtakes(
+    target: Target, monkeypatch: pytest.MonkeyPatch, segments: int
+) -> None:
+    """It writes nothing into the ledger of the new job, which would not be filled then."""
+    real = Job.lift_seal
+
+    def overtaken(job: Job) -> None:
+        monkeypatch.setattr(Job, "lift_seal", real)
+        flowmap.allocate(target.path, 20, "f8", segments=segments, exist="overwrite")
+
+    monkeypatch.setattr(Job, "lift_seal", overtaken)
+    with pytest.raises(OtherJobError, match="allocated anew"):
+        flowmap.reset(target, 1)
+    flowmap.fill(target.path, ramp, executor="threads")
+    assert flowmap.validate(target.path).ok
+
+
+@pytest.mark.parametrize("rows", [20, 24])
+def test_an_overwrite_while_it_is_validated(
+    target: Target, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """What replaced the file is not taken for damage to it."""
+    real = open_existing
+
+    def overtaken(*arguments: Any, **options: Any) -> int:
+        monkeypatch.setattr("flowmap.validation.open_existing", real)
+        flowmap.allocate(target.path, rows, "f8", segments=4, exist="overwrite")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("flowmap.validation.open_existing", overtaken)
+    with pytest.raises(OtherJobError, match="allocated anew"):
+        flowmap.validate(target)
 
 
 def test_reset_of_nothing_changes_nothing(target: Target) -> None:
