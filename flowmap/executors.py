@@ -167,6 +167,7 @@ def fill(
         SegmentsFailedError: Some segments failed; its `failures` say why.
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
+        OtherJobError: The target was allocated anew since it was opened.
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
     """

@@ -13,9 +13,10 @@ from flowmap.errors import (
     WrongTypeError,
     storage_error,
 )
-from flowmap.job import Job, absolute, read_job, refuse_replaced
+from flowmap.job import Job, refuse_replaced
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.segments import Segment
+from flowmap.target import job_of
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +41,7 @@ def reset(
             reset.
         StorageError: The ledger cannot be written.
     """
-    job = read_job(absolute(path))
+    job = job_of(path)
     known = job.segments()
     # Whatever is no collection is one segment, or refused as none.
     several = segments if np.iterable(segments) else [segments]

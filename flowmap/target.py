@@ -12,7 +12,15 @@ import numpy as np
 from flowmap import handing
 from flowmap.arguments import seconds
 from flowmap.errors import InvalidArgumentError, NotDoneTimeoutError, short, told
-from flowmap.job import Job, absolute, opened_again, opened_target, refuse_replaced
+from flowmap.job import (
+    Job,
+    absolute,
+    opened_again,
+    opened_target,
+    read_job,
+    refuse_replaced,
+    replaced,
+)
 from flowmap.masking import with_mask
 from flowmap.records import STATUS
 from flowmap.storage import read_into
@@ -35,19 +43,36 @@ def open_target(path: str | os.PathLike[str]) -> Target:
     """Open a target that was allocated before.
 
     Args:
-        path: Of the `.npy` file.
+        path: Of the `.npy` file, or the target.
 
     Returns:
         The target.
 
     Raises:
+        OtherJobError: It is a target, and was allocated anew since it was opened.
         NotFoundError: There is no such file.
         ForeignFileError: It was not allocated by flowmap.
         DamagedJobError: Its size, its header or its records are not what was allocated.
         StorageError: It cannot be read.
     """
+    if isinstance(path, Target):
+        with opened_again(path.path, path.id) as (job, _):
+            return Target(job)
     with opened_target(absolute(path)) as (job, _):
         return Target(job)
+
+
+def job_of(path: str | os.PathLike[str]) -> Job:
+    """Read the job at a path; of a target only its own.
+
+    Raises:
+        OtherJobError: It is a target, and was allocated anew since it was opened.
+        NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`.
+    """
+    job = read_job(absolute(path))
+    if isinstance(path, Target) and path.id != job.id:
+        raise replaced(job.path)
+    return job
 
 
 class Target:

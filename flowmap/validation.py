@@ -23,7 +23,7 @@ from flowmap.errors import (
     said,
     storage_error,
 )
-from flowmap.job import Job, absolute, read_job, refuse_replaced
+from flowmap.job import Job, refuse_replaced
 from flowmap.ledger import Claim
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
@@ -36,6 +36,7 @@ from flowmap.storage import (
     read_into,
     sync_data,
 )
+from flowmap.target import job_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,13 +80,13 @@ def validate(
         NotFoundError: There is no such file.
         ForeignFileError: It was not allocated by flowmap.
         DamagedJobError: `job.json` cannot be read.
-        OtherJobError: The target was allocated anew meanwhile.
+        OtherJobError: The target was allocated anew since it was opened, or meanwhile.
         StorageError: The target cannot be read, what was left unsynced cannot be synced, or
             there is no memory for a block.
     """
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
-    job = read_job(absolute(path))
+    job = job_of(path)
     try:
         target = open_existing(job.path)
     except OSError as error:

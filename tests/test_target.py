@@ -95,7 +95,12 @@ class TestTarget:
             target.path, (100, 3), "<f8", segments=segments, exist="overwrite"
         )
         flowmap.fill(new, arange, executor="threads", workers=1)
-        for look in (target.status, target.pending, target.asarray):
+        for look in (
+            *(target.status, target.pending, target.asarray),
+            lambda: flowmap.fill(target, arange, {"start": 1}, executor="threads"),
+            lambda: flowmap.validate(target),
+            lambda: flowmap.reset(target, 1),
+        ):
             with pytest.raises(OtherJobError, match=r"allocated anew.*open it again"):
                 look()
         assert new.pending() == []
