@@ -185,8 +185,8 @@ def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
     sync_folder(sidecar.folder)
     for pattern in _RECORDS:
         for entry in sidecar.folder.glob(pattern):
-            if entry not in keep:
-                entry.unlink()
+            if entry not in keep:  # a worker of the old job may be renaming it
+                entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from flowmap.ledger import create_ledger
 from flowmap.publication import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 PLAIN: dict[str, Any] = {"shape": (100, 3), "dtype": "<f8", "segments": 4}
 CALLS = ("open", "mkdir", "ftruncate", "pwrite", "fsync", "rename", "link", "unlink")
@@ -289,6 +289,21 @@ class TestCutShort:
         monkeypatch.setattr(os, "rename", watched)
         allocate(path, exist="overwrite")
         assert replaced == ["ledger.npy", "a.npy"]
+
+    def test_records_that_go_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A worker that renames what it recorded does not cut an overwrite short."""
+        path, glob = _begin("job", tmp_path), Path.glob
+
+        def fleeting(folder: Path, pattern: str) -> Iterator[Path]:
+            for entry in list(glob(folder, pattern)):
+                if entry.name.startswith("work-"):
+                    entry.unlink()
+                yield entry
+
+        monkeypatch.setattr(Path, "glob", fleeting)
+        assert len(allocate(path, exist="overwrite").pending()) == 4
 
     @pytest.mark.parametrize("document", ["job.json", "overwrite.json"])
     def test_interrupted_once_renamed(
