@@ -6,6 +6,8 @@ import contextlib
 import faulthandler
 import importlib.util
 import itertools
+import json
+import math
 import os
 import subprocess
 import sys
@@ -139,6 +141,46 @@ def snapshot(path: Path) -> dict[str, bytes]:
     """Return every file of a target and its sidecar with its bytes."""
     files = [path, *path.with_name(f"{path.name}.flowmap").rglob("*")]
     return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def wholeness(path: Path) -> list[str]:
+    """Say what at a path does not belong together, past flowmap; nothing if it was replaced.
+
+    Whatever is there: its size fits its header. While `job.json` stays the same: size, header
+    and ledger are those of the job, and every record is the job's.
+    """
+    sidecar = path.with_name(f"{path.name}.flowmap")
+    before = _document(sidecar / "job.json")
+    with path.open("rb") as file:
+        npy_format.read_magic(file)
+        shape, fortran, dtype = npy_format.read_array_header_1_0(file)
+        offset, size = file.tell(), os.fstat(file.fileno()).st_size
+    faults = []
+    if size != offset + math.prod(shape) * dtype.itemsize:
+        faults.append(f"{size} bytes under a header of {shape} {dtype}")
+    try:
+        ledger = np.load(sidecar / "ledger.npy")
+    except FileNotFoundError:
+        ledger = None
+    if before is None or _document(sidecar / "job.json") != before:
+        return faults
+    if [list(shape), fortran, offset] != [
+        before[name] for name in ("shape", "fortran_order", "data_offset")
+    ]:
+        faults.append(f"a header of {shape} beside {before}")
+    segments = sum(count for count, _ in before["segments"])
+    if ledger is None or len(ledger) != segments:
+        faults.append(f"{segments} segments, and a ledger of {ledger is None or len(ledger)}")
+    elif others := set(ledger["job"].ravel().tolist()) - {b"", before["id"].encode()}:
+        faults.append(f"records of {others} in the ledger of {before['id']}")
+    return faults
+
+
+def _document(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
 
 
 def rows(block: Block) -> NDArray[np.float64]:

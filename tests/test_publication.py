@@ -6,8 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -549,87 +547,3 @@ class TestName:
             allocate(tmp_path / "a.npy")
         assert caught.value.errno == errno.EDQUOT
         assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
-
-
-_RACE = """
-import multiprocessing, os, sys
-from pathlib import Path
-import flowmap
-from flowmap.errors import FlowmapError
-
-def run(number, folder, rounds, barrier, how):
-    for turn in range(rounds):
-        barrier.wait()
-        options = {"shape": (100, 3), "dtype": "<f8", "segments": 4, **how(number)}
-        try:
-            outcome = flowmap.allocate(Path(folder, f"{turn}.npy"), **options).id
-        except FlowmapError as error:
-            outcome = type(error).__name__
-        Path(folder, f"{turn}-{number}.txt").write_text(outcome)
-
-if __name__ == "__main__":
-    how = eval(sys.argv[2])
-    context = multiprocessing.get_context("fork")
-    count, rounds = 16, 5
-    barrier = context.Barrier(count)
-    children = [
-        context.Process(target=run, args=(number, sys.argv[1], rounds, barrier, how))
-        for number in range(count)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    sys.exit(max(child.exitcode for child in children))
-"""
-
-
-def _race(folder: Path, how: str) -> list[list[str]]:
-    """Let 16 processes allocate the same paths at once; return the outcomes of each round."""
-    script = folder / "race.py"
-    script.write_text(_RACE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, str(script), str(folder), how], check=True, env=environment)
-    return [
-        [(folder / f"{turn}-{number}.txt").read_text() for number in range(16)]
-        for turn in range(5)
-    ]
-
-
-class TestRaces:
-    """Sixteen processes at once, five times over."""
-
-    def test_all_attach_to_one(self, tmp_path: Path) -> None:
-        """One makes the file, and all agree on whose it is."""
-        for turn, outcomes in enumerate(_race(tmp_path, "lambda number: {}")):
-            target = flowmap.open_target(tmp_path / f"{turn}.npy")
-            assert set(outcomes) == {target.id}
-            assert names(tmp_path / f"{turn}.npy.flowmap") == TIDY
-            assert target.path.stat().st_nlink == 1
-
-    def test_one_of_them_all(self, tmp_path: Path) -> None:
-        """With exist="error" exactly one succeeds."""
-        for turn, outcomes in enumerate(_race(tmp_path, "lambda number: {'exist': 'error'}")):
-            made = flowmap.open_target(tmp_path / f"{turn}.npy").id
-            assert Counter(outcomes) == {made: 1, "TargetExistsError": 15}
-
-    def test_different_jobs(self, tmp_path: Path) -> None:
-        """Of different jobs one wins; the others are told that it is not theirs."""
-        how = "lambda number: {'shape': (100 + number % 2, 3)}"
-        for turn, outcomes in enumerate(_race(tmp_path, how)):
-            target = flowmap.open_target(tmp_path / f"{turn}.npy")
-            assert Counter(outcomes) == {target.id: 8, "OtherJobError": 8}
-            winner = target.shape[0] - 100
-            assert {outcomes[number] for number in range(winner, 16, 2)} == {target.id}
-
-    def test_overwrite_against_resume(self, tmp_path: Path) -> None:
-        """Among overwriting ones, those that resume get a job that was there, and no error."""
-        how = "lambda number: {'exist': ('resume', 'overwrite')[number % 4 == 0]}"
-        for turn, outcomes in enumerate(_race(tmp_path, how)):
-            target = flowmap.open_target(tmp_path / f"{turn}.npy")
-            assert all(len(outcome) == 32 for outcome in outcomes)
-            assert len(set(outcomes[::4])) == 4
-            assert target.id in outcomes[::4]
-            assert len(target.pending()) == 4
-            assert not np.load(target.path).any()
-            assert names(tmp_path / f"{turn}.npy.flowmap") == TIDY
