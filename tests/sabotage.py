@@ -115,6 +115,15 @@ def _no_removing_of_old_records(patch: Patch) -> None:
     patch(flowmap.publication, "_clear", lambda *_, **__: None)
 
 
+def _nothing_taken_over(patch: Patch) -> None:
+    patch(Attempt, "_take_over", lambda self, rows, digest, *, rewrite: True)
+
+
+def _a_row_skipped(patch: Patch) -> None:
+    row = property(lambda self: self.segment.start + self._rows + bool(self._rows))
+    patch(Attempt, "next_row", row)
+
+
 def _no_checksums(patch: Patch) -> None:
     for module in (flowmap.ledger, flowmap.records):
         patch(module, "checksum_matches", lambda slot: True)
@@ -146,6 +155,8 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no writing again": _no_writing_again,
     "no dropping of the cache": _no_dropping_of_the_cache,
     "no removing of old records": _no_removing_of_old_records,
+    "nothing taken over": _nothing_taken_over,
+    "a row skipped": _a_row_skipped,
     "no checksums": _no_checksums,
     "no header lock": _no_header_lock,
     "names that replace": _names_that_replace,
