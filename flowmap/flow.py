@@ -22,7 +22,7 @@ from flowmap.executors import as_they_end, failed, refuse_other_work
 from flowmap.executors import executor as open_executor
 from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
-from flowmap.npy import Layout
+from flowmap.npy import Layout, dtype_from_descr
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
 from flowmap.stopping import exit_for_now, stoppable
@@ -60,6 +60,15 @@ def _dtype_name(dtype: Any) -> Any:
     if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and dtype is not str):
         return Layout.of((), dtype, fortran_order=False).descr
     return dtype
+
+
+def _dtype_of(name: Any) -> Any:
+    """Turn a list that names a dtype back into it: a field without a name is padding."""
+    try:
+        dtype = dtype_from_descr(name) if isinstance(name, list) else None
+    except (TypeError, ValueError):  # allocating it says what is wrong
+        return name
+    return dtype if dtype is not None and dtype.names and all(dtype.names) else name
 
 
 def _path_name(path: Any) -> Any:
@@ -154,7 +163,7 @@ def fill_array(
     target = alloc_task(
         path,
         shape,
-        dtype,
+        _dtype_of(dtype),
         fortran_order=fortran_order,
         segments=segments,
         block_rows=block_rows,

@@ -90,6 +90,13 @@ def test_a_published_filler_is_named_by_one_word(server: Server, tmp_path: Path)
     assert work["filler"] == "flowmap.fillers:linspace"
 
 
+def test_padding_stays_padding(server: Server, tmp_path: Path) -> None:
+    """A dtype with padding, whose name in JSON has a field for it, is not given that field."""
+    path, dtype = tmp_path / "out.npy", np.dtype([("a", "u1"), ("b", "<f8")], align=True)
+    flowmap.fill_array(str(path), shape=50, dtype=dtype, executor="threads")
+    assert np.load(path).dtype == dtype
+
+
 def test_failed_segments_are_named_and_only_they_run_again(
     server: Server, tmp_path: Path
 ) -> None:
