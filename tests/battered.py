@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,9 @@ def step_into(trap: dict[str, Any]) -> None:
     except FileExistsError:
         return
     TRAPS[trap["what"]](trap["run"])
+    # A worker does not stand still, nor does a thread at once.
+    while trap["what"] == "SIGSTOP" and not Path(trap["on"]).exists():
+        time.sleep(0.01)
 
 
 def killed_at(nth: int, sprung: Path) -> None:

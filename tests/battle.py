@@ -96,8 +96,8 @@ class Battle:
         self.turn = 0
         self.killed = False
         self.orphans = False  # workers whose run was killed, which may hold a segment yet
-        self.flipped: set[int] = set()  # done, and not what they were when they were
-        self.doubtful: set[int] = set()  # of which the ledger may have lost a record
+        self.flipped: set[int] = set()  # done, and damaged since
+        self.doubtful: set[int] = set()  # damaged otherwise, or known to be
 
     def allocate(self, **changes: Any) -> Target:
         """Make the job or attach to it."""
@@ -147,12 +147,13 @@ class Battle:
         sprung, log = self.folder / f"sprung-{self.turn}", self.folder / f"log-{self.turn}"
         arguments = self.work | {"log": str(log)}
         if trap is not None:
-            arguments["trap"] = trap | {"sprung": str(sprung)}
+            arguments["trap"] = trap | {"sprung": str(sprung), "on": f"{sprung}-on"}
         spec = self.spec() | {"arguments": arguments, "sprung": str(sprung)} | changes
         kept = self.kept()
         pid = self.runs.begin(spec)
         if trap is not None and trap["what"] == "SIGSTOP":
-            self.watch(pid, trap["row"], in_hand=spec["executor"] in EXECUTORS[:2])
+            self.watch(pid, trap["row"])
+            Path(f"{sprung}-on").touch()
         while beside and not self.runs.has_ended():
             certain, report = self.certain(), flowmap.validate(self.path)
             assert not {s.index for s in report.bad_segments} & certain, report
@@ -160,16 +161,18 @@ class Battle:
         hit = sprung.exists() or bool(spec["limit"])
         self.killed |= hit
         orphans, self.orphans = self.orphans, code < 0 and "processes" in spec["executor"]
-        found = bool(self.server and self.flipped | self.doubtful)  # a flow validates by itself
-        if found:
+        found = False
+        if beside or self.server:  # a flow validates, too: that may have found damage
             self.doubtful |= self.flipped
             self.flipped.clear()
+            found = bool(self.doubtful)
         assert code == 0 or hit or beside or orphans or found, output
         ended = self.server or (trap is not None and trap["what"] == "SIGTERM")
         assert code != 1 or (hit and ended), output
         self.check(log, kept, once=not (code or hit or orphans))
         if code:
             self.count("runs again after one that failed")
+        if code or (beside and found):
             return
         states = set(self.target.status()["state"].tolist())
         assert states <= FINISHED, f"a run that succeeded left {states}"
@@ -189,11 +192,11 @@ class Battle:
             "job": {name: flow[name] for name in flow if name not in unknown},
         }
 
-    def watch(self, pid: int, row: int, *, in_hand: bool) -> None:
-        """Wait for a run to stand still, its workers too or not, or to end; let it go on."""
+    def watch(self, pid: int, row: int) -> None:
+        """Wait for a run to stand still, or to end; let it go on."""
         while not self.runs.has_ended():
             if _state(pid) == "T":
-                self.while_stopped(row, in_hand=in_hand)
+                self.while_stopped(row)
                 os.killpg(pid, signal.SIGCONT)
                 return
 
@@ -205,13 +208,9 @@ class Battle:
 
     def kept(self) -> list[int]:
         """Return how many rows of each segment need not be computed again."""
+        unsure = self.flipped | self.doubtful
         status = self.target.status()
-        return [
-            0
-            if row["index"] in self.doubtful or row["state"] == "damaged"
-            else row["rows_done"]
-            for row in status
-        ]
+        return [0 if row["index"] in unsure else row["rows_done"] for row in status]
 
     def certain(self) -> set[int]:
         """Return the segments that are done and undamaged."""
@@ -231,11 +230,11 @@ class Battle:
             assert not again, f"{segment.name}: computed {again}, where {rows} rows were there"
         assert not once or len(set(blocks)) == len(blocks), f"computed twice: {blocks}"
 
-    def while_stopped(self, row: int, *, in_hand: bool) -> None:
+    def while_stopped(self, row: int) -> None:
         """Do beside a run that stands still what must not disturb it, or end its attempt."""
         with pytest.raises(JobBusyError):
             flowmap.fill(self.path, patterned, self.work, executor="threads", workers=1)
-        if in_hand and self.rng.random() < 0.8:
+        if self.rng.random() < 0.8:
             segment = next(s for s in self.target.segments if s.start <= row < s.stop)
             flowmap.reset(self.path, segment)
             self.count("reset of a segment in hand")
@@ -274,6 +273,7 @@ class Battle:
             report = flowmap.validate(self.path)
             bad = {segment.index for segment in report.bad_segments}
             assert self.flipped <= bad <= self.flipped | self.doubtful, report
+            self.doubtful |= bad
             self.flipped.clear()
             if report.ok:
                 break
@@ -312,6 +312,7 @@ def flip_target(battle: Battle) -> bool:
         report = flowmap.validate(target)
         marked = {segment.index for segment in report.marked}
         assert battle.flipped <= marked <= battle.flipped | battle.doubtful, report
+        battle.doubtful |= marked
         battle.flipped.clear()
     return True
 
