@@ -204,6 +204,7 @@ class Runs:
         command = script("import battered; battered.serve()")
         self._server = start(command, stdin=subprocess.PIPE, bufsize=1)
         self.groups: list[int] = []
+        self._running = False
 
     def begin(self, spec: dict[str, Any]) -> int:
         """Start a run; return the id of its process, which leads a group."""
@@ -211,6 +212,7 @@ class Runs:
         self.output.unlink(missing_ok=True)
         self._server.stdin.write(json.dumps(spec | {"output": str(self.output)}) + "\n")
         self.groups.append(self._number())
+        self._running = True
         return self.groups[-1]
 
     def has_ended(self) -> bool:
@@ -220,14 +222,18 @@ class Runs:
 
     def code(self) -> int:
         """Wait for the end of the run; return how it ended."""
-        return self._number()
+        code = self._number()
+        self._running = False
+        return code
 
     def _number(self) -> int:
         assert self._server.stdout is not None
         return int(self._server.stdout.readline())
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, and the run that a test which failed has left."""
+        if self._running:
+            os.killpg(self.groups[-1], signal.SIGKILL)
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(60)
