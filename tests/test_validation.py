@@ -26,6 +26,7 @@ from support import (
 )
 
 import flowmap
+from flowmap import sealing
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
@@ -746,13 +747,13 @@ def test_a_reset_that_an_overwrite_overtakes(
     target: Target, monkeypatch: pytest.MonkeyPatch, segments: int
 ) -> None:
     """It writes nothing into the ledger of the new job, which would not be filled then."""
-    real = Job.lift_seal
+    real = sealing.lift
 
     def overtaken(job: Job) -> None:
-        monkeypatch.setattr(Job, "lift_seal", real)
+        monkeypatch.setattr(sealing, "lift", real)
         flowmap.allocate(target.path, 20, "f8", segments=segments, exist="overwrite")
 
-    monkeypatch.setattr(Job, "lift_seal", overtaken)
+    monkeypatch.setattr(sealing, "lift", overtaken)
     with pytest.raises(OtherJobError, match="allocated anew"):
         flowmap.reset(target, 1)
     flowmap.fill(target.path, ramp, executor="threads")
