@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from flowmap.arguments import flag, seconds, whole
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -20,7 +22,7 @@ from flowmap.errors import (
     told,
 )
 from flowmap.ledger import Ledger
-from flowmap.npy import Layout, dtype_from_descr, header_digest
+from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
 from flowmap.storage import NotRegularError, job_mark, opened, publish_json, read_json
 from flowmap.windows import Window
@@ -39,6 +41,8 @@ FORMAT: Final = 1
 
 Durability = Literal["segment", "end"]
 DURABILITIES: Final = get_args(Durability)
+
+_ID: Final = re.compile("[0-9a-f]{32}")
 
 _LOOKS: Final = 3
 """How often `job.json` must be missing: an overwrite may end before its intent is seen."""
@@ -155,30 +159,58 @@ class Job:
         """Return the job of a `job.json`, whose checksum has been compared.
 
         Raises:
-            ValueError, TypeError, KeyError: It was made by another version of flowmap.
+            ValueError, TypeError, KeyError, AttributeError: It was made by another version of
+                flowmap, or says what no job can be.
         """
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']} instead of {FORMAT}")
-        shape, dtype = tuple(document["shape"]), dtype_from_descr(document["dtype"])
-        return cls(
+        job = cls(
             path=path,
-            layout=Layout(shape, dtype, document["fortran_order"]),
-            plan=Plan(tuple((count, rows) for count, rows in document["segments"])),
-            **{
-                name: document[name]
-                for name in (
-                    "id",
-                    "block_rows",
-                    "data_offset",
-                    "header",
-                    "durability",
-                    "checkpoint_seconds",
-                    "reserve",
-                    "work",
-                    "made",
+            id=document["id"],
+            layout=Layout.recorded(
+                document["shape"], document["dtype"], document["fortran_order"]
+            ),
+            plan=Plan(
+                tuple(
+                    (whole("segments", count), whole("segments", rows))
+                    for count, rows in document["segments"]
                 )
-            },
+            ),
+            block_rows=whole("block_rows", document["block_rows"]),
+            data_offset=whole("data_offset", document["data_offset"]),
+            header=document["header"],
+            durability=document["durability"],
+            checkpoint_seconds=seconds("checkpoint_seconds", document["checkpoint_seconds"]),
+            reserve=flag("reserve", document["reserve"]),
+            work=document["work"],
+            made=document["made"],
         )
+        job._refuse_odd()
+        return job
+
+    def _refuse_odd(self) -> None:
+        """Refuse what does not fit together: no such job was ever allocated.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: It does not.
+        """
+        header = self.layout.header()
+        fitting = {
+            "id": _ID.fullmatch(self.id) is not None,
+            "segments": self.plan.rows == self.layout.rows,
+            "block_rows": self.block_rows >= 1,
+            # A target with this header, and no other, is opened: the data begin after it.
+            "data_offset": self.data_offset == len(header),
+            "header": self.header == header_digest(header),
+            "durability": self.durability in DURABILITIES,
+            "work": self.work is None or isinstance(self.work["fingerprint"], str),
+            "made": isinstance(self.made, dict),
+        }
+        for name, fits in fitting.items():
+            if not fits:
+                raise ValueError(f"no job has the {name} that it names")
+        if self.work is not None:
+            describe(self.work)
 
     def segments(self) -> tuple[Segment, ...]:
         """Return every segment in order."""
@@ -316,8 +348,10 @@ def read_job(path: Path) -> Job:
             raise _damaged_job(sidecar, path, str(error)) from error
         except OSError as error:
             raise storage_error(error, "cannot read the job", sidecar.job) from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise _damaged_job(sidecar, path, str(error)) from error
+        except KeyError as error:
+            raise _damaged_job(sidecar, path, f"{error} is missing") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise _damaged_job(sidecar, path, str(error).rstrip(".")) from error
     raise ForeignFileError(
         f"{path} was not allocated by flowmap (there is no {sidecar.job}), or its records were "
         "deleted. numpy.load opens it; only allocate(..., exist='overwrite') replaces it.",

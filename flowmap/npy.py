@@ -92,6 +92,20 @@ class Layout:
         layout.check_size()
         return layout
 
+    @classmethod
+    def recorded(cls, shape: object, descr: Any, fortran_order: object) -> Layout:
+        """Return what was checked by `of` and written to JSON, as `shape` and `descr`.
+
+        Raises:
+            ValueError, TypeError: It is no such thing.
+        """
+        dtype = dtype_from_descr(descr)
+        if dtype.hasobject or dtype.subdtype is not None:
+            raise ValueError(f"no target has dtype {dtype}")
+        layout = cls(_check_shape(shape), dtype, flag("fortran_order", fortran_order))
+        layout.check_size()
+        return layout
+
     def check_size(self) -> None:
         """Refuse more axes, or more bytes, than an array and its file can have.
 
@@ -375,7 +389,10 @@ def dtype_from_descr(descr: Any) -> np.dtype[Any]:
     """Return the dtype of a `Layout.descr` that went through JSON.
 
     Raises:
-        ValueError, TypeError: It is no such thing.
+        ValueError: It is no such thing.
     """
-    dtype: np.dtype[Any] = npy_format.descr_to_dtype(_as_descr(descr))
+    try:
+        dtype: np.dtype[Any] = npy_format.descr_to_dtype(_as_descr(descr))
+    except Exception as error:  # whatever NumPy comes to with what is none
+        raise ValueError(f"{short(descr)} is no dtype: {said(error)}") from error
     return dtype

@@ -42,7 +42,8 @@ def reset(
         StorageError: The ledger cannot be written.
     """
     job = job_of(path)
-    known = job.segments()
+    with job.ledger():  # it is that of so many segments, before they are listed
+        known = job.segments()
     # Whatever is no collection is one segment, or refused as none.
     several = segments if np.iterable(segments) else [segments]
     chosen = [_segment_of(one, known, job) for one in several]

@@ -307,10 +307,10 @@ def read_json(path: Path) -> dict[str, Any]:
         text = b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
     try:
         document = json.loads(text)
-        checksum = document.pop("checksum")
+        same = document.pop("checksum") == _checksum(document)
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise ValueError("not the document that was written") from error
-    if checksum != _checksum(document):
+    if not same:
         raise ValueError("its checksum does not match")
     return dict(document)
 

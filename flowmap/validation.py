@@ -119,15 +119,12 @@ class _Validation:
         self.bad: set[int] = set()
 
     def report(self, check: Check | None, *, finite: bool, mark: bool) -> ValidationReport:
-        if self.job.plan.rows != self.job.layout.rows:
-            self.problems.append("The segments in job.json do not add up to the target's rows.")
         try:
             with self.job.ledger() as ledger:
                 records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
         except (DamagedJobError, StorageError) as error:
             why = tuple(_unseal(self.job) if mark else [])
-            problems = (*self.problems, str(error))
-            return ValidationReport(self.job.path, problems, self.segments, notes=why)
+            return ValidationReport(self.job.path, (str(error),), self.segments, notes=why)
         self._compare_states(records)
         finished = [record for record in records if record.index not in self.bad]
         written = [record for record in finished if record.state == "written"]

@@ -27,6 +27,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.fillers import arange
+from flowmap.npy import Layout, header_digest
 from flowmap.storage import opened, publish_json
 
 
@@ -316,7 +317,22 @@ class TestOpenTarget:
             flowmap.open_target(target.path)
 
     @pytest.mark.parametrize(
-        "changes", [{"format": 2}, {"format": None}, {"dtype": "<f9"}, {"segments": [[0, 1]]}]
+        "changes",
+        [
+            *({"format": 2}, {"format": None}, {"id": 5}, {"id": "X" * 32}, {"shape": [-1, 3]}),
+            *({"shape": [2**70]}, {"shape": "9"}, {"shape": [1.5]}, {"shape": [1] * 65}),
+            *({"dtype": "<f9"}, {"dtype": "|O"}, {"dtype": {"x": 1}}, {"dtype": [["a"]]}),
+            *({"dtype": ["<f8", [3]]}, {"dtype": "<f4"}, {"fortran_order": 1}),
+            *({"segments": [[0, 1]]}, {"segments": 7}, {"segments": [[4, 25.0]]}),
+            *({"segments": [[5, 25]]}, {"segments": [[2**70, 1]]}, {"segments": [[4]]}),
+            *({"block_rows": 0}, {"block_rows": "10"}, {"block_rows": float("nan")}),
+            *({"data_offset": -4096}, {"data_offset": 4032}, {"data_offset": 2**62}),
+            *({"header": None}, {"durability": "never"}, {"checkpoint_seconds": float("nan")}),
+            *({"checkpoint_seconds": "30"}, {"reserve": 0}, {"made": None}, {"work": 5}),
+            *({"work": {}}, {"work": {"fingerprint": 5}}, {"work": {"fingerprint": "x"}}),
+            {"work": {"fingerprint": "x", "filler": "f", "version": "", "arguments": []}},
+        ],
+        ids=str,
     )
     def test_job_of_another_version(
         self, target: flowmap.Target, changes: dict[str, Any]
@@ -326,8 +342,27 @@ class TestOpenTarget:
         document = json.loads(job.read_text())
         del document["checksum"]
         publish_json(job, document | changes)
+        for use in (flowmap.open_target, flowmap.validate):
+            with pytest.raises(DamagedJobError, match="another version"):
+                use(target.path)
         with pytest.raises(DamagedJobError, match="another version"):
-            flowmap.open_target(target.path)
+            flowmap.reset(target, 0)
+
+    def test_job_of_more_segments_than_records(self, target: flowmap.Target) -> None:
+        """Segments are not listed before there are records of as many."""
+        job = target.path.with_name("a.npy.flowmap") / "job.json"
+        document = json.loads(job.read_text())
+        del document["checksum"]
+        header = Layout.of((2**40, 0), target.dtype, fortran_order=False).header()
+        changes = {
+            "shape": [2**40, 0],
+            "segments": [[2**40, 1]],
+            "fortran_order": False,
+            "header": header_digest(header),
+        }
+        publish_json(job, document | changes)
+        with pytest.raises(DamagedJobError, match="instead of"):
+            flowmap.reset(target, 0)
 
     def test_sidecar_of_another(self, tmp_path: Path, target: flowmap.Target) -> None:
         """A sidecar copied to another target is not taken for its own."""
