@@ -20,7 +20,7 @@ import numpy as np
 
 from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error, told
 from flowmap.npy import Layout
-from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
+from flowmap.records import FINISHED, SLOT, SLOTS, SegmentRecord, checksum_matches
 from flowmap.storage import (
     CHUNK,
     PAGE,
@@ -253,6 +253,9 @@ class Claim:
             raise self._lost(found)
         ledger.refuse_others(page, _name(self.record))
         self._page = ledger.write(self.record, page)
+        if record.state in FINISHED:  # damage to one slot must not bring that record back
+            self.record = replace(self.record, sequence=1)
+            self._page = ledger.write(self.record, self._page)
         self.check()
 
     def check(self) -> None:

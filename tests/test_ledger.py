@@ -166,6 +166,15 @@ def test_many_torn_slots(ledger: Ledger) -> None:
     assert now(ledger) == SegmentRecord(0, START, STOP)
 
 
+@pytest.mark.parametrize("sequence", [0, 1])
+def test_damage_brings_no_done_record_back(ledger: Ledger, sequence: int) -> None:
+    """A claim on a segment that is done stands, whichever one slot of it is damaged."""
+    claim(ledger).note(state="done", rows_done=STOP)
+    again = claim(ledger).record
+    flip(ledger.path, PAGE + slot_of(again.attempt, sequence) * 256 + 80)
+    assert now(ledger).token == again.token
+
+
 def test_slots_of_another_job_are_ignored(ledger: Ledger) -> None:
     """However new, a record of another allocation or another segment does not count."""
     mine = claim(ledger).record
