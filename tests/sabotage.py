@@ -10,6 +10,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import flowmap.alloc
 import flowmap.attempt
 import flowmap.job
@@ -18,15 +20,19 @@ import flowmap.ledger
 import flowmap.publication
 import flowmap.records
 import flowmap.storage
-import flowmap.validation
 import flowmap.windows
 from flowmap.attempt import Attempt
+from flowmap.job import Job
 from flowmap.ledger import Claim, Ledger
+from flowmap.validation import _Validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from flowmap.records import SegmentRecord
+    from flowmap.segments import Segment
 
     Patch = Callable[[Any, str, Any], object]
 
@@ -95,7 +101,7 @@ def _one_pair_of_slots(patch: Patch) -> None:
 
 
 def _no_comparing_of_digests(patch: Patch) -> None:
-    patch(flowmap.validation._Validation, "_compare_bytes", lambda self, finished: [])
+    patch(_Validation, "_compare_bytes", lambda self, finished: [])
 
 
 def _no_writing_again(patch: Patch) -> None:
@@ -129,6 +135,83 @@ def _no_checksums(patch: Patch) -> None:
         patch(module, "checksum_matches", lambda slot: True)
 
 
+def _no_checksum_of_documents(patch: Patch) -> None:
+    class AnyText(str):
+        """Equal to every text."""
+
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    real = flowmap.storage._checksum
+    patch(flowmap.storage, "_checksum", lambda document: AnyText(real(document)))
+
+
+def _no_look_at_values_of_a_job(patch: Patch) -> None:
+    patch(Job, "_refuse_odd", _nothing)
+
+
+def _no_comparing_of(word: str, patch: Patch) -> None:
+    real = Job.problem_with
+
+    def blind(self: Job, descriptor: int) -> str | None:
+        problem = real(self, descriptor)
+        return None if problem is None or word in problem else problem
+
+    patch(Job, "problem_with", blind)
+
+
+def _no_comparing_of_headers(patch: Patch) -> None:
+    _no_comparing_of("header", patch)
+    patch(Ledger, "_compare", _nothing)
+
+
+def _no_comparing_of_sizes(patch: Patch) -> None:
+    _no_comparing_of("bytes", patch)
+    patch(Ledger, "_compare", _nothing)
+
+
+def _a_mark_too_many(patch: Patch) -> None:
+    real = _Validation._mark
+
+    def mark(self: _Validation, records: list[SegmentRecord], state: str) -> list[Segment]:
+        other = self.segments[records[0].index - 1]
+        with self.job.ledger(write=True) as ledger:
+            record = ledger.read(other.index, other.start, other.stop)
+            Claim(ledger, record, record.work, state=state)
+        return real(self, records, state)
+
+    patch(_Validation, "_mark", mark)
+
+
+def _a_mark_too_few(patch: Patch) -> None:
+    real = _Validation._mark
+
+    def mark(self: _Validation, records: list[SegmentRecord], state: str) -> list[Segment]:
+        return real(self, records[1:], state)
+
+    patch(_Validation, "_mark", mark)
+
+
+def _records_of_any(patch: Patch) -> None:
+    real = flowmap.ledger._newest
+
+    def newest(slots: NDArray[Any], job: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        pages = []
+        for page in slots:
+            job, index = page["job"].max().decode(), page["segment"].max()
+            pages.append(real(page[None], job, np.array([index]))[0])
+        return np.array(pages, np.int64)
+
+    patch(flowmap.ledger, "_newest", newest)
+
+
+def _one_slot_for_a_claim(patch: Patch) -> None:
+    patch(flowmap.ledger, "FINISHED", frozenset())
+
+
 def _no_header_lock(patch: Patch) -> None:
     for module in (flowmap.alloc, flowmap.lease):
         patch(module, "header_lock", lambda *_: contextlib.nullcontext())
@@ -158,6 +241,14 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "nothing taken over": _nothing_taken_over,
     "a row skipped": _a_row_skipped,
     "no checksums": _no_checksums,
+    "no checksum of documents": _no_checksum_of_documents,
+    "no look at the values of a job": _no_look_at_values_of_a_job,
+    "no comparing of headers": _no_comparing_of_headers,
+    "no comparing of sizes": _no_comparing_of_sizes,
+    "a mark too many": _a_mark_too_many,
+    "a mark too few": _a_mark_too_few,
+    "records of any job and segment": _records_of_any,
+    "one slot for a claim": _one_slot_for_a_claim,
     "no header lock": _no_header_lock,
     "names that replace": _names_that_replace,
     "no reservation": _no_reservation,
