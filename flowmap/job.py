@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -164,18 +165,16 @@ class Job:
         """
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']} instead of {FORMAT}")
+        runs = tuple((count, rows) for count, rows in document["segments"])
+        if set(map(type, itertools.chain(*runs))) - {int}:
+            raise TypeError("segments are no whole numbers")
         job = cls(
             path=path,
             id=document["id"],
             layout=Layout.recorded(
                 document["shape"], document["dtype"], document["fortran_order"]
             ),
-            plan=Plan(
-                tuple(
-                    (whole("segments", count), whole("segments", rows))
-                    for count, rows in document["segments"]
-                )
-            ),
+            plan=Plan(runs),
             block_rows=whole("block_rows", document["block_rows"]),
             data_offset=whole("data_offset", document["data_offset"]),
             header=document["header"],
