@@ -195,6 +195,19 @@ def _a_mark_too_few(patch: Patch) -> None:
     patch(_Validation, "_mark", mark)
 
 
+def _a_failed_check_marks(patch: Patch) -> None:
+    real = _Validation._look_at
+
+    def look_at(self: _Validation, segment: Segment, check: Any, *, finite: bool) -> None:
+        real(self, segment, check, finite=finite)
+        if segment.index in self.bad:
+            with self.job.ledger() as ledger:
+                record = ledger.read(segment.index, segment.start, segment.stop)
+            self._mark([record], "damaged")
+
+    patch(_Validation, "_look_at", look_at)
+
+
 def _records_of_any(patch: Patch) -> None:
     real = flowmap.ledger._newest
 
@@ -247,6 +260,7 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no comparing of sizes": _no_comparing_of_sizes,
     "a mark too many": _a_mark_too_many,
     "a mark too few": _a_mark_too_few,
+    "a failed check marks": _a_failed_check_marks,
     "records of any job and segment": _records_of_any,
     "one slot for a claim": _one_slot_for_a_claim,
     "no header lock": _no_header_lock,
