@@ -214,7 +214,7 @@ def _records_of_any(patch: Patch) -> None:
     def newest(slots: NDArray[Any], job: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         pages = []
         for page in slots:
-            job, index = page["job"].max().decode(), page["segment"].max()
+            job, index = max(page["job"].tolist()).decode(), page["segment"].max()
             pages.append(real(page[None], job, np.array([index]))[0])
         return np.array(pages, np.int64)
 
