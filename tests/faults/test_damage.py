@@ -235,7 +235,7 @@ def _open(target: Target) -> Callable[[], object]:
 
 
 CLASSES: dict[str, tuple[Callable[[Path, int | None], Iterator[str]], int]] = {
-    "bits of data": (data_faults, 300),
+    "bits of data": (data_faults, 200),
     "bits of a header": (header_faults, 1000),
     "bits of a ledger's pages": (ledger_faults, 1000),
     "bits of a ledger's header": (ledger_header_faults, 500),
