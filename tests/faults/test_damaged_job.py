@@ -193,6 +193,8 @@ def several_faults(target: Target, rounds: int) -> Iterator[str]:
             damaged[bit // 8] ^= 1 << bit % 8
         file.write_bytes(damaged)
         fault = refused(lambda: flowmap.open_target(target.path), DamagedJobError)
+        if fault == "is not refused" and json.loads(damaged) == json.loads(text):
+            continue  # other white space, or other digits of the same number
         yield f"{bytes(damaged)!r} {fault}" if fault else ""
     changed = json.loads(text)
     values: list[Any] = [None, 7, "x", [], {}, changed["id"], changed["shape"]]
