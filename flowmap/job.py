@@ -343,14 +343,12 @@ def read_job(path: Path) -> Job:
                     path=str(path),
                 ) from error
             missing = error
-        except NotRegularError as error:
-            raise _damaged_job(sidecar, path, str(error)) from error
+        except (NotRegularError, ValueError, TypeError, AttributeError, KeyError) as error:
+            missed = isinstance(error, KeyError)
+            why = f"{error} is missing" if missed else str(error).rstrip(".")
+            raise _damaged_job(sidecar, path, why) from error
         except OSError as error:
             raise storage_error(error, "cannot read the job", sidecar.job) from error
-        except KeyError as error:
-            raise _damaged_job(sidecar, path, f"{error} is missing") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise _damaged_job(sidecar, path, str(error).rstrip(".")) from error
     raise ForeignFileError(
         f"{path} was not allocated by flowmap (there is no {sidecar.job}), or its records were "
         "deleted. numpy.load opens it; only allocate(..., exist='overwrite') replaces it.",

@@ -14,11 +14,11 @@ import numpy as np
 
 import flowmap.alloc
 import flowmap.attempt
-import flowmap.job
 import flowmap.lease
 import flowmap.ledger
 import flowmap.publication
 import flowmap.records
+import flowmap.sealing
 import flowmap.storage
 import flowmap.windows
 from flowmap.attempt import Attempt
@@ -52,7 +52,7 @@ def _no_sync_of_the_ledger(patch: Patch) -> None:
 
 
 def _no_sync_of_names(patch: Patch) -> None:
-    for module in (flowmap.publication, flowmap.storage, flowmap.job):
+    for module in (flowmap.publication, flowmap.storage, flowmap.sealing):
         patch(module, "sync_folder", _nothing)
 
 
