@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from flowmap.attempt import Attempt
 from flowmap.errors import (
@@ -28,10 +28,17 @@ if TYPE_CHECKING:
     from flowmap.job import Job
     from flowmap.work import Work
 
+A = TypeVar("A", bound=Attempt)
+
 
 @contextlib.contextmanager
-def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
+def attempting(segment: Segment, work: Work, kind: type[A]) -> Iterator[A]:
     """Open what an attempt at a segment needs, and check it; record a failure of the block.
+
+    Args:
+        segment: The segment.
+        work: What fills it.
+        kind: `Attempt`, or `MappedAttempt`.
 
     Raises:
         WrongTypeError: `segment` is no segment.
@@ -51,7 +58,7 @@ def attempting(segment: Segment, work: Work) -> Iterator[Attempt]:
         job = read_job(segment.path)
         _check(job, segment, work, target)
         with job.ledger(write=True) as ledger:
-            attempt = Attempt(job, segment, work, target, ledger, writable=writable)
+            attempt = kind(job, segment, work, target, ledger, writable=writable)
             # The ledger was opened by its name: an overwrite since may have put its own there.
             attempt.refuse_if_replaced()
             _refuse_other_job(read_job(segment.path), segment)

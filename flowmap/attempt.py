@@ -12,13 +12,10 @@ is recorded as durable there, and only a validation that marks syncs.
 from __future__ import annotations
 
 import contextlib
-import errno
-import mmap
 import os
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
 import xxhash
 
 from flowmap import sealing
@@ -31,24 +28,23 @@ from flowmap.errors import (
     said,
     told,
 )
-from flowmap.job import Sidecar
 from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import REASON_BYTES
+from flowmap.sidecar import Sidecar
 from flowmap.storage import (
     CHUNK,
     drop_cached,
     opened,
     read_into,
-    reserve_range,
     start_writeback,
     sync_data,
     write_all,
 )
-from flowmap.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from flowmap.job import Job
@@ -95,9 +91,7 @@ class Attempt:
         self._claim: Claim | None = None
         self._synced_at = time.monotonic()
         self._pid = os.getpid()
-        self._mapped: Any = None
         self._dropped = False
-        self._unsynced: OSError | None = None
 
     @property
     def next_row(self) -> int:
@@ -237,100 +231,6 @@ class Attempt:
         if due and self.job.durability == "segment":
             self._record_durable("running")
 
-    def map(self) -> np.memmap[Any, Any]:
-        """Map the segment's bytes for reading and writing, its space taken.
-
-        A store into a hole of a file on a full disk ends the process (SIGBUS): the space is
-        reserved first. What an earlier attempt wrote is read and written again: after a failed
-        write-back the page cache may hold what the disk does not, and this attempt's sync must
-        cover it; and a copy may share its space with another file. So is everything where the
-        file system cannot reserve, or (XFS) wants as much again for what is reserved already.
-
-        Returns:
-            The segment's rows, in the order and dtype of the target. To flush them is left to
-            this attempt: see `flush`.
-
-        Raises:
-            ClaimLostError: Another attempt has the segment.
-            StorageError: There is no space, or what is there cannot be read, written or mapped.
-        """
-        rows, layout = self.segment.rows, self.job.layout
-        if not self._reserved(rows * layout.row_bytes) or self.before.attempt:
-            for offset, chunk in self._chunks(0, rows):
-                with self._told("cannot read what is there; use write_segment()"):
-                    read_into(self._target, chunk, offset)
-                self._held().check()
-                drop_cached(self._target, offset, len(chunk))
-                self._write(chunk, offset)
-        else:
-            self._drop_cached_from(0)
-        # Another attempt that claimed on the same knowledge, and was slow to write its claim,
-        # has put it in the place of this one's first record: it must find a second.
-        self._held().note()
-        self._held().check()
-        start, stop = self.segment.start, self.segment.stop
-        window = Window(layout, self.job.data_offset, start, stop, layout.axis)
-        with self._told("cannot map the segment"):
-            mapped = window.map(self._target, "r+", self.job.path)
-        self._mapped = mapped
-        self._mapped.base.flusher = self.flush
-        return mapped
-
-    def let_go(self) -> None:
-        """Take the mapping from whoever had it: read-only, and with nothing to flush."""
-        self._mapped.flags.writeable = False
-        self._mapped.base.flusher = _nothing
-
-    def _reserved(self, nbytes: int) -> bool:
-        with self._told("cannot reserve the space of the segment; look at the disk"):
-            try:
-                return reserve_range(self._target, self._byte(0), nbytes)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-        return False
-
-    def flush(self) -> None:
-        """Bring what was stored so far to the disk, as far as that may be.
-
-        An error is reported once, so that a second sync may succeed for what is gone: one is
-        kept, and the attempt fails. With `durability="end"` nothing is synced, since the error
-        may be another segment's, and must be left for the validation.
-
-        Raises:
-            StorageError: The disk does not take it, or did not before.
-        """
-        first = self._byte(0)
-        if self.job.durability == "end":
-            start_writeback(self._target, first, self._byte(self.segment.rows) - first)
-            return
-        if self._unsynced is None:
-            try:
-                sync_data(self._target)
-            except OSError as error:
-                self._unsynced = error
-        if self._unsynced is not None:
-            with self._told("cannot sync the rows to disk; run again, and look at the disk"):
-                raise self._unsynced
-
-    def adopt(self) -> None:
-        """Take what was stored through the mapping for the rows of the whole segment.
-
-        Raises:
-            ClaimLostError: Another attempt has the segment.
-            StorageError: They cannot be synced.
-        """
-        self._held().check()
-        mapping = self._mapped.base
-        if self.job.durability == "segment":
-            # First, since it lets other threads run meanwhile; the other is as POSIX has it.
-            self.flush()
-            with self._told("cannot sync the rows to disk; run again, and look at the disk"):
-                mapping.sync()
-        first, nbytes = mapping.pieces.first, self._byte(self.segment.rows) - self._byte(0)
-        self._digest.update(np.frombuffer(mapping, np.uint8)[first : first + nbytes].data)
-        self._rows = self.segment.rows
-
     def pause(self) -> NoReturn:
         """Make what was written durable, and leave the segment to whoever goes on with it.
 
@@ -365,7 +265,7 @@ class Attempt:
 
     def _record_durable(self, state: str) -> None:
         with self._told("cannot sync the rows to disk; run again, and look at the disk"):
-            sync_data(self._target)
+            self._sync()
         digest = self._digest.hexdigest()
         self._held().note(
             state=state,
@@ -376,6 +276,9 @@ class Attempt:
         )
         self._sync_ledger()
         self._synced_at = time.monotonic()
+
+    def _sync(self) -> None:
+        sync_data(self._target)
 
     def _sync_ledger(self) -> None:
         with self._told("cannot sync the ledger to disk; run again"):
@@ -407,10 +310,6 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Record why the attempt ended, if it still has the segment and the disk allows it."""
-        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # Whoever keeps the array, or the error, must not keep the pages: see `drop_cached`.
-            with contextlib.suppress(OSError):  # they are locked into memory
-                self._mapped.base.madvise(mmap.MADV_DONTNEED)
         if self._claim is not None and not isinstance(error, ClaimLostError | StoppedError):
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)
@@ -426,7 +325,3 @@ class Attempt:
                 segment=self.segment.name,
             )
         return self._claim
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -1,4 +1,4 @@
-"""The job: what `job.json` says was allocated, and the names in the folder beside a target."""
+"""The job: what `job.json` says was allocated."""
 
 from __future__ import annotations
 
@@ -7,38 +7,33 @@ import itertools
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import flag, seconds, whole
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
-    InvalidArgumentError,
     NotFoundError,
     OtherJobError,
-    WrongTypeError,
-    short,
     storage_error,
     told,
 )
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
+from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, job_mark, opened, publish_json, read_json
 from flowmap.windows import Window
 from flowmap.work import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
 
     from flowmap.windows import MapMode
     from flowmap.work import Work
-
-FORMAT: Final = 1
-"""Version of the sidecar's files; a later one is refused."""
 
 Durability = Literal["segment", "end"]
 DURABILITIES: Final = get_args(Durability)
@@ -47,56 +42,6 @@ _ID: Final = re.compile("[0-9a-f]{32}")
 
 _LOOKS: Final = 3
 """How often `job.json` must be missing: an overwrite may end before its intent is seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sidecar:
-    """The names in the folder beside a target.
-
-    Attributes:
-        folder: The folder, "out.npy.flowmap".
-    """
-
-    folder: Path
-
-    @classmethod
-    def of(cls, path: Path) -> Sidecar:
-        """Return the sidecar of a target."""
-        return cls(path.with_name(f"{path.name}.flowmap"))
-
-    @property
-    def job(self) -> Path:
-        """What was allocated."""
-        return self.folder / "job.json"
-
-    @property
-    def ledger(self) -> Path:
-        """What is done."""
-        return self.folder / "ledger.npy"
-
-    @property
-    def run(self) -> Path:
-        """Who is filling."""
-        return self.folder / "run.json"
-
-    @property
-    def seal(self) -> Path:
-        """The validation that passed."""
-        return self.folder / "seal.json"
-
-    @property
-    def lock(self) -> Path:
-        """What is locked while the job is made."""
-        return self.folder / "header.lock"
-
-    @property
-    def intent(self) -> Path:
-        """An overwrite that has begun."""
-        return self.folder / "overwrite.json"
-
-    def work(self, fingerprint: str) -> Path:
-        """What a fingerprint stands for."""
-        return self.folder / f"work-{fingerprint}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,29 +229,6 @@ class Job:
                 "remove the mark: setfattr -x user.flowmap.job)"
             )
         return None
-
-
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a target, its folder's links resolved, its own name not.
-
-    Raises:
-        WrongTypeError: It is no path.
-        InvalidArgumentError: No file can have this path.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"path is {short(path)}; it takes the name of a .npy file.")
-    try:
-        text = os.fsdecode(path)
-        possible = b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible or Path(text).name in ("", ".."):
-        raise InvalidArgumentError(f"path is {short(path)}; it takes the name of a .npy file.")
-    given = Path(text)
-    try:
-        return Path(os.path.realpath(given.parent)) / given.name
-    except OSError as error:  # the working directory is gone
-        raise storage_error(error, "cannot tell where a relative path leads", given) from error
 
 
 def read_job(path: Path) -> Job:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import FlowmapError, JobBusyError, storage_error
-from flowmap.job import FORMAT, Job, Sidecar, refuse_replaced
+from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
 from flowmap.publication import remove_stale
+from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:

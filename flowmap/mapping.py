@@ -21,8 +21,8 @@ from flowmap.errors import (
     storage_error,
     told,
 )
-from flowmap.job import Sidecar
 from flowmap.npy import MAX_HEADER_SIZE, Layout, as_dtype, read_header
+from flowmap.sidecar import Sidecar
 from flowmap.storage import NotRegularError, open_existing
 from flowmap.windows import Window
 

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import ForeignFileError, TargetExistsError, storage_error
-from flowmap.job import FORMAT, Job, Sidecar
 from flowmap.ledger import create_ledger
+from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import (
     PAGE,
     created,
@@ -27,6 +27,8 @@ from flowmap.storage import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from flowmap.job import Job
 
 _RECORDS = (
     *("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*.json"),

@@ -13,12 +13,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import storage_error
-from flowmap.job import FORMAT, Job, Sidecar
+from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from flowmap.job import Job
 
 _WRITE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 

@@ -12,17 +12,10 @@ import numpy as np
 from flowmap import handing
 from flowmap.arguments import seconds
 from flowmap.errors import InvalidArgumentError, NotDoneTimeoutError, short, told
-from flowmap.job import (
-    Job,
-    absolute,
-    opened_again,
-    opened_target,
-    read_job,
-    refuse_replaced,
-    replaced,
-)
+from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
 from flowmap.masking import with_mask
 from flowmap.records import STATUS
+from flowmap.sidecar import absolute
 from flowmap.storage import read_into
 
 if TYPE_CHECKING:

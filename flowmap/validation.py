@@ -32,6 +32,7 @@ from flowmap.stopping import refuse_if_asked
 from flowmap.storage import (
     CHUNK,
     available_cpus,
+    drop_cached,
     open_existing,
     read_into,
     sync_data,
@@ -166,9 +167,13 @@ class _Validation:
                 self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
 
     def _sync(self) -> None:
-        """Bring what was left unsynced to the disk; where that fails, trust none of it."""
+        """Bring what was left unsynced to the disk; where that fails, trust none of it.
+
+        It is read from the disk then: an error that somebody else was told is not told here.
+        """
         try:
             sync_data(self.target)
+            drop_cached(self.target, self.job.data_offset, self.job.layout.nbytes)
         except OSError as error:
             # A second sync may succeed for data that is gone: only writing them again helps.
             doing = "cannot sync the target; look at the disk, and run the job again"

@@ -14,6 +14,7 @@ import xxhash
 
 from flowmap.admission import attempting
 from flowmap.arguments import flag
+from flowmap.attempt import Attempt
 from flowmap.blocks import blocks_of
 from flowmap.casting import converted
 from flowmap.errors import (
@@ -24,6 +25,7 @@ from flowmap.errors import (
     WrongTypeError,
     said,
 )
+from flowmap.mapped import MappedAttempt
 from flowmap.records import FINISHED
 from flowmap.stopping import is_asked, stoppable
 from flowmap.work import Work, describe
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from flowmap.attempt import Attempt
     from flowmap.casting import Casting
     from flowmap.fillers import Filler
     from flowmap.npy import Layout
@@ -96,7 +97,7 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
 
 
 def _fill_work(segment: Segment, work: Work) -> SegmentRecord:
-    with attempting(segment, work) as attempt:
+    with attempting(segment, work, Attempt) as attempt:
         if attempt.before.state in FINISHED:
             _refuse_other_work(attempt, work)
         if attempt.before.state == "done":
@@ -207,7 +208,7 @@ def write_segment(
             `fill_segment`.
     """
     replace = flag("replace", replace)
-    with attempting(segment, _written()) as attempt:
+    with attempting(segment, _written(), Attempt) as attempt:
         layout = attempt.job.layout
         array = _check_values(values, layout, segment, casting)
 
@@ -299,7 +300,7 @@ def open_segment(segment: Segment, *, replace: bool = False) -> Iterator[np.memm
             `fill_segment`. It counts as the same work as `write_segment`.
     """
     replace = flag("replace", replace)
-    with attempting(segment, _written()) as attempt:
+    with attempting(segment, _written(), MappedAttempt) as attempt:
         if attempt.before.state in FINISHED and not replace:
             raise SegmentDoneError(
                 f"{segment.name} of {segment.path} is {attempt.before.state}. Pass "

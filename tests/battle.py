@@ -17,8 +17,8 @@ from support import DTYPES, data_bytes, flip, saved_bytes, until_gone
 
 import flowmap
 from flowmap.errors import DamagedJobError, ForeignFileError, JobBusyError, NotFoundError
-from flowmap.job import Sidecar
 from flowmap.records import FINISHED, SLOTS
+from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:

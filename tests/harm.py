@@ -14,8 +14,8 @@ from support import damage, rows, states
 
 import flowmap
 from flowmap.errors import FlowmapError
-from flowmap.job import Sidecar
 from flowmap.ledger import Claim
+from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:

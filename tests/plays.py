@@ -15,7 +15,7 @@ from support import damage, rows, states
 
 import flowmap
 from flowmap.errors import DamagedJobError, FillerError, FlowmapError, ForeignFileError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 from flowmap.storage import read_json
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import flowmap.alloc
 import flowmap.attempt
 import flowmap.lease
 import flowmap.ledger
+import flowmap.mapped
 import flowmap.publication
 import flowmap.records
 import flowmap.sealing
@@ -43,7 +44,8 @@ def _nothing(*_: Any) -> None:
 
 def _no_sync_of_the_target(patch: Patch) -> None:
     patch(flowmap.attempt, "sync_data", _nothing)
-    patch(flowmap.attempt, "start_writeback", _nothing)
+    for module in (flowmap.attempt, flowmap.mapped):
+        patch(module, "start_writeback", _nothing)
     patch(flowmap.windows._Mapping, "sync", _nothing)
 
 
@@ -114,7 +116,8 @@ def _no_writing_again(patch: Patch) -> None:
 
 
 def _no_dropping_of_the_cache(patch: Patch) -> None:
-    patch(flowmap.attempt, "drop_cached", _nothing)
+    for module in (flowmap.attempt, flowmap.mapped):
+        patch(module, "drop_cached", _nothing)
 
 
 def _no_removing_of_old_records(patch: Patch) -> None:
@@ -236,7 +239,7 @@ def _names_that_replace(patch: Patch) -> None:
 
 def _no_reservation(patch: Patch) -> None:
     patch(flowmap.publication, "reserve", os.ftruncate)
-    patch(flowmap.attempt, "reserve_range", lambda *_: True)
+    patch(flowmap.mapped, "reserve_range", lambda *_: True)
 
 
 SABOTAGES: dict[str, Callable[[Patch], None]] = {

@@ -12,7 +12,7 @@ from support import damage
 import flowmap
 import flowmap.lease
 from flowmap.errors import FlowmapError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

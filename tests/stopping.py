@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import flowmap.attempt
+import flowmap.mapped
 import flowmap.windows
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ class Steps:
         for name in SYNCS:
             patch(os, name, self._stepping(lambda _: None))
         for name in ("reserve_range", "start_writeback"):
-            patch(flowmap.attempt, name, self._stepping(getattr(flowmap.attempt, name)))
+            for module in (flowmap.attempt, flowmap.mapped):
+                if name in vars(module):
+                    patch(module, name, self._stepping(vars(module)[name]))
         patch(flowmap.windows._Mapping, "sync", self._stepping(lambda _: None))
         patch(os, "pwrite", self._watching(os.pwrite))
 

@@ -24,7 +24,7 @@ from flowmap.errors import (
     StorageError,
     WrongTypeError,
 )
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -44,8 +44,8 @@ from flowmap.errors import (
     WorkerDiedError,
     WrongTypeError,
 )
-from flowmap.job import Sidecar
 from flowmap.locks import header_lock
+from flowmap.sidecar import Sidecar
 from flowmap.storage import buffer_of
 
 if TYPE_CHECKING:

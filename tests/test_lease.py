@@ -17,8 +17,8 @@ from support import ramp, script, start
 import flowmap
 from flowmap import lease
 from flowmap.errors import JobBusyError, OtherJobError
-from flowmap.job import Sidecar
 from flowmap.lease import leased
+from flowmap.sidecar import Sidecar
 from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:

@@ -482,9 +482,9 @@ class TestSpace:
             yield folder
 
     PROGRAM = """
-        import sys, flowmap, flowmap.attempt
+        import sys, flowmap, flowmap.mapped
         if sys.argv[2] == "without":
-            flowmap.attempt.reserve_range = lambda *_: False
+            flowmap.mapped.reserve_range = lambda *_: False
         for segment in flowmap.open_target(sys.argv[1]).segments:
             try:
                 with flowmap.open_segment(segment) as out:

@@ -19,9 +19,9 @@ import flowmap.publication
 from flowmap import storage
 from flowmap.errors import DamagedJobError, FlowmapError, StorageError, TargetExistsError
 from flowmap.fillers import arange
-from flowmap.job import Sidecar
 from flowmap.ledger import create_ledger
 from flowmap.publication import make_folder
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

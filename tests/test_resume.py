@@ -14,9 +14,9 @@ from support import damage, logged, logged_rows, ramp, rows, run, script, states
 
 import flowmap
 from flowmap.errors import ClaimLostError, FillerError, StorageError
-from flowmap.job import Sidecar
 from flowmap.ledger import Claim, Ledger
 from flowmap.records import SegmentRecord
+from flowmap.sidecar import Sidecar
 from flowmap.storage import read_into, write_all
 from flowmap.work import Work
 from flowmap.write import fill_work

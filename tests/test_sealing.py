@@ -15,7 +15,7 @@ from support import damage, ramp, run, script
 import flowmap
 from flowmap import sealing
 from flowmap.errors import AccessDeniedError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path

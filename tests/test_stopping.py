@@ -14,7 +14,7 @@ from support import logged_rows, members, run, script, start, states, until_gone
 import flowmap
 from flowmap import stopping
 from flowmap.errors import StoppedError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     import subprocess

@@ -38,8 +38,8 @@ from flowmap.errors import (
     ValidationFailed,
     WrongTypeError,
 )
-from flowmap.job import Job, Sidecar
 from flowmap.ledger import Claim
+from flowmap.sidecar import Sidecar
 from flowmap.storage import open_existing, publish_json, read_json, sync_data
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flowmap.job import Job
     from flowmap.segments import Block
     from flowmap.target import Target
 

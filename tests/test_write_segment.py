@@ -10,7 +10,7 @@ from support import DTYPES, ORDERS, data_bytes, oracle, ramp, saved_bytes, state
 
 import flowmap
 from flowmap.errors import InvalidArgumentError, SegmentDoneError, WrongTypeError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path

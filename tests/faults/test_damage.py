@@ -27,8 +27,8 @@ from support import flip
 import flowmap
 from flowmap import lease
 from flowmap.errors import DamagedJobError
-from flowmap.job import Sidecar
 from flowmap.records import SLOT, SLOTS
+from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE, read_json
 
 if TYPE_CHECKING:

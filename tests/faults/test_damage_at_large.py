@@ -17,7 +17,7 @@ from support import DTYPES, ORDERS, damage, oracle, snapshot, states, written
 
 import flowmap
 from flowmap.errors import ClaimLostError, DamagedJobError, StorageError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 from flowmap.storage import CHUNK, PAGE
 
 if TYPE_CHECKING:

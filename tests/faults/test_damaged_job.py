@@ -15,8 +15,8 @@ from sabotage import sabotage
 
 import flowmap
 from flowmap.errors import DamagedJobError, FlowmapError, InvalidArgumentError
-from flowmap.job import Sidecar
 from flowmap.npy import Layout, header_digest
+from flowmap.sidecar import Sidecar
 from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from support import damage, flip, states
 
 import flowmap
 from flowmap.errors import FlowmapError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from support import snapshot
 
 import flowmap
 from flowmap.errors import DamagedJobError, InvalidArgumentError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE, read_json
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from support import states
 import flowmap
 import flowmap.attempt
 from flowmap.errors import StorageError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +179,37 @@ def test_a_validation_that_cannot_sync_trusts_nothing_that_it_should(
         assert not wrong_on_disk(lossy, play)
         play.check_whole()
         figures.add("failed write-back", "seen by a validation")
+
+
+def validated_behind_others(lossy: Disk, number: int) -> Play:
+    """Lose what validation is to sync, its error told to others; validate, fill again."""
+    play = begun(lossy, Unsynced, number)
+    with lossy.full(number % PAGES):
+        play.fill()
+        consume_error(play.path)
+    assert not flowmap.validate(play.path).ok
+    play.fill()
+    play.validate()
+    return play
+
+
+@pytest.mark.parametrize("rounds", sizes(2, 100))
+def test_a_validation_believes_the_disk(lossy: Disk, rounds: int, figures: Figures) -> None:
+    """What the page cache has and the disk has not is found, though no sync tells of it."""
+    for number in range(rounds):
+        play = validated_behind_others(lossy, number)
+        assert not wrong_on_disk(lossy, play)
+        play.check_whole()
+        figures.add("failed write-back", "left to a validation, its error told to others")
+
+
+def test_a_validation_that_believes_the_cache_would_be_caught(
+    lossy: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropping it first, it seals what the disk does not have."""
+    monkeypatch.setattr("flowmap.validation.drop_cached", lambda *_: None)
+    with pytest.raises(AssertionError):
+        validated_behind_others(lossy, 0)
 
 
 def store(segment: Segment, *, flush: bool = False) -> None:

@@ -24,8 +24,8 @@ from support import forked, logged, logged_rows, snapshot, states, unproven
 
 import flowmap
 from flowmap.errors import FlowmapError, SegmentsFailedError, StorageError
-from flowmap.job import Sidecar
 from flowmap.records import FINISHED
+from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from support import data_bytes, run, saved_bytes, script, wholeness
 
 import flowmap
 from flowmap.errors import DamagedJobError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,9 +25,9 @@ from support import states, unproven
 import flowmap
 import flowmap.alloc
 import flowmap.lease
-from flowmap.job import Sidecar
 from flowmap.locks import header_lock
 from flowmap.records import FINISHED
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

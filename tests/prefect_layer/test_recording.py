@@ -136,6 +136,42 @@ def test_ctrl_c_is_recorded(tmp_path: Path, home: Path) -> None:
     assert set(task_runs) <= {"COMPLETED", "CANCELLED", "CRASHED"}, task_runs
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_warning_of_a_batch_system(
+    tmp_path: Path, home: Path, number: signal.Signals
+) -> None:
+    """The blocks in hand are finished and kept, the lease goes, and the exit code is 75."""
+    script = tmp_path / "sweep.py"
+    script.write_text(CTRL_C.replace("no such", "gate"))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=settings(home),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        until((tmp_path / "out.npy.flowmap" / "run.json").exists, "the run has begun")
+        target = flowmap.open_target(tmp_path / "out.npy")
+        until(lambda: "running" in states(target), "a worker fills")
+        process.send_signal(number)
+        (tmp_path / "gate").touch()
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == os.EX_TEMPFAIL, output
+    assert "run again" in output
+    assert not (tmp_path / "out.npy.flowmap" / "run.json").exists()
+    assert "running" not in states(target)
+    state, task_runs = recorded(home)
+    assert state == "CRASHED"
+    assert set(task_runs) <= {"COMPLETED", "CANCELLED", "CRASHED"}, task_runs
+    again = python([str(script)], tmp_path, settings(home))
+    assert again.returncode == 0, again.stderr
+    assert flowmap.validate(target).sealed
+
+
 def test_settings_of_the_user_stay(tmp_path: Path) -> None:
     """What a file or the environment sets is not set anew."""
     (tmp_path / "prefect.toml").write_text(TOML)

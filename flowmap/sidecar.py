@@ -1,0 +1,86 @@
+"""The names of a target and of what is in the folder beside it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
+
+FORMAT: Final = 1
+"""Version of the sidecar's files; a later one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """The names in the folder beside a target.
+
+    Attributes:
+        folder: The folder, "out.npy.flowmap".
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, path: Path) -> Sidecar:
+        """Return the sidecar of a target."""
+        return cls(path.with_name(f"{path.name}.flowmap"))
+
+    @property
+    def job(self) -> Path:
+        """What was allocated."""
+        return self.folder / "job.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What is done."""
+        return self.folder / "ledger.npy"
+
+    @property
+    def run(self) -> Path:
+        """Who is filling."""
+        return self.folder / "run.json"
+
+    @property
+    def seal(self) -> Path:
+        """The validation that passed."""
+        return self.folder / "seal.json"
+
+    @property
+    def lock(self) -> Path:
+        """What is locked while the job is made."""
+        return self.folder / "header.lock"
+
+    @property
+    def intent(self) -> Path:
+        """An overwrite that has begun."""
+        return self.folder / "overwrite.json"
+
+    def work(self, fingerprint: str) -> Path:
+        """What a fingerprint stands for."""
+        return self.folder / f"work-{fingerprint}.json"
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a target, its folder's links resolved, its own name not.
+
+    Raises:
+        WrongTypeError: It is no path.
+        InvalidArgumentError: No file can have this path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise WrongTypeError(f"path is {short(path)}; it takes the name of a .npy file.")
+    try:
+        text = os.fsdecode(path)
+        possible = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible or Path(text).name in ("", ".."):
+        raise InvalidArgumentError(f"path is {short(path)}; it takes the name of a .npy file.")
+    given = Path(text)
+    try:
+        return Path(os.path.realpath(given.parent)) / given.name
+    except OSError as error:  # the working directory is gone
+        raise storage_error(error, "cannot tell where a relative path leads", given) from error
