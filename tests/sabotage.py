@@ -14,6 +14,7 @@ import numpy as np
 
 import flowmap.alloc
 import flowmap.attempt
+import flowmap.job
 import flowmap.lease
 import flowmap.ledger
 import flowmap.mapped
@@ -131,6 +132,10 @@ def _nothing_taken_over(patch: Patch) -> None:
 def _a_row_skipped(patch: Patch) -> None:
     row = property(lambda self: self.segment.start + self._rows + bool(self._rows))
     patch(Attempt, "next_row", row)
+
+
+def _no_look_at_the_mark(patch: Patch) -> None:
+    patch(flowmap.job, "job_mark", lambda descriptor: None)
 
 
 def _no_checksums(patch: Patch) -> None:
@@ -256,6 +261,7 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no removing of old records": _no_removing_of_old_records,
     "nothing taken over": _nothing_taken_over,
     "a row skipped": _a_row_skipped,
+    "no look at the mark": _no_look_at_the_mark,
     "no checksums": _no_checksums,
     "no checksum of documents": _no_checksum_of_documents,
     "no look at the values of a job": _no_look_at_values_of_a_job,

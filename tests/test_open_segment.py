@@ -30,7 +30,7 @@ from support import (
 
 import flowmap
 from flowmap import attempt as attempts
-from flowmap import storage
+from flowmap import mapped, storage
 from flowmap.errors import (
     ClaimLostError,
     OtherJobError,
@@ -339,7 +339,7 @@ class TestFailing:
             flowmap.write_segment(segment, np.zeros((1000, 2)))
             flowmap.reset(target, 0)
         monkeypatch.setattr(
-            attempts, "reserve_range" if moment == "reserving" else "read_into", lose
+            mapped, "reserve_range" if moment == "reserving" else "read_into", lose
         )
         with pytest.raises(ClaimLostError):
             within(segment, lambda _: pytest.fail("it was opened"))
@@ -522,7 +522,7 @@ class TestSpace:
         (segment, *_) = target.segments
         flip(target.path, target.job.data_offset + 9)
         before = target.path.read_bytes()
-        monkeypatch.setattr(attempts, "reserve_range", lambda *_: False)
+        monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)
         with flowmap.open_segment(segment) as out:
             assert target.path.read_bytes() == before
             out[...] = 1
@@ -537,7 +537,7 @@ class TestSpace:
         def refuse(*_: Any) -> bool:
             raise OSError(number, "no")
 
-        monkeypatch.setattr(attempts, "reserve_range", refuse)
+        monkeypatch.setattr(mapped, "reserve_range", refuse)
         if number == errno.EIO:
             with pytest.raises(StorageError, match="look at the disk"):
                 within(target.segments[0], lambda _: pytest.fail("it was opened"))
@@ -565,9 +565,9 @@ class TestSpace:
     def test_unreadable(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
         """What cannot be read cannot be mapped either; it is said what can be done."""
         (segment, *_) = target.segments
-        monkeypatch.setattr(attempts, "reserve_range", lambda *_: False)
+        monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)
         with monkeypatch.context() as patch:
-            patch.setattr(attempts, "read_into", _fail)
+            patch.setattr(mapped, "read_into", _fail)
             with (
                 pytest.raises(StorageError, match="write_segment"),
                 flowmap.open_segment(segment),
