@@ -151,7 +151,7 @@ def _name_anew(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
         _name(target, job.path)
     except BaseException:
         if not _is_named(target, job.path):
-            _clear(sidecar, keep=())
+            _abandon(sidecar)
         raise
     sync_folder(job.path.parent)
 
@@ -189,6 +189,15 @@ def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
         for entry in sidecar.folder.glob(pattern):
             if entry not in keep:  # a worker of the old job may be renaming it
                 entry.unlink(missing_ok=True)
+
+
+def _abandon(sidecar: Sidecar) -> None:
+    """Remove the records of a target that got no name, also where nothing can be synced."""
+    for path in (sidecar.job, sidecar.ledger):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        sync_folder(sidecar.folder)
 
 
 @contextlib.contextmanager

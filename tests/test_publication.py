@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 from collections import Counter
@@ -180,6 +181,28 @@ class TestCutShort:
                 assert not list(folder.glob("a.npy.flowmap/.*"))
             _check_aftermath(case, path, old)
         assert 15 < nth < 200
+
+    @pytest.mark.parametrize("good", range(4))
+    def test_failing_for_good(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int
+    ) -> None:
+        """A folder that cannot be synced any more, while tidying neither, keeps no records."""
+        path, synced = tmp_path / "a.npy", itertools.count()
+        sync = storage.sync_folder
+
+        def refuse_from_now_on(folder: Path) -> None:
+            if next(synced) >= good:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            sync(folder)
+
+        for module in (storage, flowmap.publication):
+            monkeypatch.setattr(module, "sync_folder", refuse_from_now_on)
+        with pytest.raises(StorageError) as caught:
+            allocate(path)
+        assert caught.value.errno == errno.EIO
+        assert names(tmp_path / "a.npy.flowmap") == ["header.lock"]
+        monkeypatch.undo()
+        assert len(allocate(path).pending()) == 4
 
     def test_interrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ctrl-C at any step leaves a whole target, or no bytes."""
