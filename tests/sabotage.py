@@ -30,6 +30,7 @@ from flowmap.validation import _Validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -247,6 +248,34 @@ def _no_reservation(patch: Patch) -> None:
     patch(flowmap.mapped, "reserve_range", lambda *_: True)
 
 
+def _named_before_its_job(patch: Patch) -> None:
+    publication: Any = flowmap.publication
+    real = publication.publish_json
+
+    def late(path: Path, document: dict[str, Any]) -> None:
+        for target in path.parent.glob(".target.*") if path.name == "job.json" else ():
+            os.link(target, path.parent.with_suffix(""))
+        real(path, document)
+
+    patch(publication, "publish_json", late)
+
+
+def _overwriting_beside_the_old_job(patch: Patch) -> None:
+    patch(flowmap.publication, "_clear", lambda *_, **__: None)
+
+
+def _errors_as_they_come(patch: Patch) -> None:
+    patch(flowmap.attempt, "told", lambda *_: contextlib.nullcontext())
+
+
+def _half_writes(patch: Patch) -> None:
+    def once(*arguments: Any) -> None:
+        os.pwrite(*arguments)
+
+    for module in (flowmap.attempt, flowmap.ledger, flowmap.publication, flowmap.storage):
+        patch(module, "write_all", once)
+
+
 SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no sync of the target": _no_sync_of_the_target,
     "no sync of the ledger": _no_sync_of_the_ledger,
@@ -275,6 +304,10 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "no header lock": _no_header_lock,
     "names that replace": _names_that_replace,
     "no reservation": _no_reservation,
+    "named before its job": _named_before_its_job,
+    "overwriting beside the old job": _overwriting_beside_the_old_job,
+    "errors as they come": _errors_as_they_come,
+    "half writes": _half_writes,
 }
 """What can be broken."""
 
