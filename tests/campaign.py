@@ -70,8 +70,13 @@ class Figures:
             yield f"| {'' if fault == before else fault} | {what} | {count:,} |"
             before = fault
 
-    def write(self, page: Path) -> None:
-        """Put the table into a page, in the place of the last one."""
+    def write(self, page: Path, form: str) -> None:
+        """Put the table into a page, in the place of the last one.
+
+        Args:
+            page: With the two marks in it.
+            form: Of the campaign, "whole" or "short".
+        """
         text = page.read_text()
         first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
         minutes = (time.monotonic() - self._began) / 60
@@ -80,7 +85,7 @@ class Figures:
         ).stdout.strip()
         today = time.strftime("%Y-%m-%d")
         made = (
-            f"Made on {today} at commit {commit}, in {minutes:.0f} minutes. "
+            f"The {form} campaign, made on {today} at {commit} in {minutes:.0f} minutes: "
             f"{os.cpu_count()} processors, Linux {platform.release()}, Python "
             f"{platform.python_version()}, NumPy {np.__version__}."
         )
@@ -116,7 +121,7 @@ def pytest_terminal_summary(
         terminalreporter.write_line(line)
     page = config.getoption("--figures")
     if page is not None and exitstatus == pytest.ExitCode.OK:
-        figures.write(page)
+        figures.write(page, "whole" if config.option.markexpr == "campaign" else "short")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import numpy as np
 from support import data_bytes, rows
 
 import flowmap
-from flowmap.job import Sidecar, read_job
+from flowmap.job import read_job
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     import os

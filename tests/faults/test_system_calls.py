@@ -22,7 +22,7 @@ from truth import computed, lies, missing, not_completed, noted, records
 
 import flowmap
 from flowmap.errors import DamagedJobError, FlowmapError
-from flowmap.job import Sidecar
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
