@@ -17,8 +17,10 @@ from concurrent.futures import (
     Executor,
     Future,
     ThreadPoolExecutor,
+    wait,
 )
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
@@ -29,12 +31,16 @@ from flowmap.write import STOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _TRIES: Final = 3
 """How often a task is tried whose worker dies: a death may be another's fault (memory)."""
+
+_LOOK_SECONDS: Final = 0.1
+"""How long to wait between two looks at the workers that are to stop."""
 
 
 class Threads(ThreadPoolExecutor):
@@ -81,6 +87,7 @@ class Processes(Executor):
     def __init__(self, workers: int) -> None:
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
         self._pools: set[ProcessPoolExecutor] = set()
+        self._futures: WeakSet[Future[Any]] = WeakSet()
         self._guard = threading.Lock()
         self._ended = False
         self._cancelled = False
@@ -92,7 +99,9 @@ class Processes(Executor):
         """Run a function in the next worker that is free."""
         if self._cancelled:
             raise CancelledError
-        return self._threads.submit(self._run, fn, *args, **kwargs)
+        future = self._threads.submit(self._run, fn, *args, **kwargs)
+        self._futures.add(future)
+        return future
 
     def _run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         name = next(
@@ -135,7 +144,7 @@ class Processes(Executor):
 
     def _start(self) -> ProcessPoolExecutor:
         with self._guard:
-            if self._ended:
+            if self._ended or self._cancelled:
                 raise CancelledError
             pool = ProcessPoolExecutor(1, initializer=_prepare_worker, initargs=(os.getpid(),))
             self._pools.add(pool)
@@ -163,13 +172,21 @@ class Processes(Executor):
         """Cancel what waits and what comes, and let the workers end after the block in hand."""
         self._cancelled = True
         self._threads.shutdown(wait=False, cancel_futures=True)
+        told: set[int] = set()
+        while running := [f for f in list(self._futures) if not f.done()]:
+            for process in self._processes():  # one may have been starting at the last look
+                if process.pid is not None and process.pid not in told:
+                    told.add(process.pid)
+                    process.terminate()
+            wait(running, _LOOK_SECONDS)
+        self._end_pools(kill=True)
+        self._threads.shutdown()
+
+    def _processes(self) -> list[BaseProcess]:
         with self._guard:
             pools = list(self._pools)
-        for pool in pools:
-            for process in list(pool._processes.values()):  # noqa: SLF001 -- no public way to them
-                process.terminate()
-        self._threads.shutdown()
-        self._end_pools(kill=True)
+        # There is no public way to them.
+        return [process for pool in pools for process in list((pool._processes or {}).values())]  # noqa: SLF001
 
     def end(self) -> None:
         """Cancel what waits and what comes, and kill the workers."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import flowmap
 from flowmap import stopping
 from flowmap.errors import StoppedError
 from flowmap.sidecar import Sidecar
+from flowmap.workers import Processes
 
 if TYPE_CHECKING:
     import subprocess
@@ -115,6 +118,28 @@ def test_one_worker_is_replaced(tmp_path: Path) -> None:
     assert worker not in members(child.pid)
     assert sorted(logged_rows(tmp_path / "log")) == list(range(0, ROWS, 2))
     assert states(flowmap.open_target(tmp_path / "a.npy")) == ["done"] * 4
+
+
+def until_asked() -> None:
+    """Do what a fill does: go on until it is asked to stop."""
+    while not stopping.is_asked():
+        time.sleep(0.01)
+    raise StoppedError("asked")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_workers_that_are_starting_stop_too(begun: bool) -> None:
+    """Who has a task is asked, however early; what waits is cancelled, what comes refused."""
+    pool = Processes(2)
+    if begun:
+        pool.submit(os.getpid).result()
+    futures = [pool.submit(until_asked) for _ in range(4)]
+    pool.stop()
+    for future in futures:
+        with pytest.raises((StoppedError, CancelledError)):
+            future.result(timeout=0)
+    with pytest.raises(CancelledError):
+        pool.submit(until_asked)
 
 
 def test_a_handler_of_ones_own_stays() -> None:
