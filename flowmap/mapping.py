@@ -133,7 +133,10 @@ def opened_file(path: str, *, write: bool = False) -> Iterator[io.FileIO]:
     except NotRegularError as error:
         raise _not_regular(path) from error
     except OSError as error:
-        raise storage_error(error, "cannot open the file", path) from error
+        doing = "cannot open the file"
+        if write and isinstance(error, PermissionError):
+            doing += " for writing; a validated target is read-only: reset() what is to change"
+        raise storage_error(error, doing, path) from error
     # Without a buffer, which would read on.
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 -- it is no path
         yield file
