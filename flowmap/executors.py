@@ -62,7 +62,7 @@ def executor(
     """Open an executor for a `with` block, for `fill_task` in a flow of your own.
 
     On an exception, Ctrl-C included, its workers are ended: processes are killed, threads
-    stop before their next block. So do processes when the program exits or is terminated.
+    stop before their next block. So do processes where the block calls `sys.exit`.
 
     Args:
         name: "processes": warm worker processes, each replaced by itself when it dies.
@@ -84,11 +84,11 @@ def executor(
     try:
         yield pool
         pool.shutdown()
-    except (Exception, KeyboardInterrupt) as error:
-        pool.stop() if isinstance(error, StoppedError) else pool.end()
-        raise
-    except BaseException:  # to be ended from without, by what Prefect makes of SIGTERM
+    except (StoppedError, SystemExit):
         pool.stop()
+        raise
+    except BaseException:
+        pool.end()
         raise
 
 

@@ -191,12 +191,15 @@ def fill_array(
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Like `stoppable`; and for SIGTERM too, which Prefect makes an exception of."""
+    """Like `stoppable`, for a SIGTERM of which Prefect makes an exception, too.
+
+    Not in a deployed run: whoever ends that, as by the button, wants it ended.
+    """
     try:
         with stoppable():
             yield
     except TerminationSignal:
-        if is_deployed():  # whoever started the run makes of it what was meant
+        if is_deployed():
             raise
         raise exit_for_now() from None
 
@@ -219,6 +222,7 @@ def _fill_pending(
     with (
         ThreadPoolTaskRunner[SegmentRecord](max_workers=threads) as runner,
         open_executor(executor, workers) as pool,
+        _stoppable(),  # here, too: the workers are to know in which way it ends
     ):
         parameters = parameters | {"executor": pool}
         futures: dict[PrefectFuture[SegmentRecord], Segment] = {

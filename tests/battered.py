@@ -6,6 +6,7 @@ line of JSON on its standard input it forks a run, tells its process id and then
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -233,7 +234,8 @@ class Runs:
     def close(self) -> None:
         """End the server, and the run that a test which failed has left."""
         if self._running:
-            os.killpg(self.groups[-1], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self.groups[-1], signal.SIGKILL)
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(60)

@@ -139,6 +139,11 @@ def _no_look_at_the_mark(patch: Patch) -> None:
     patch(flowmap.job, "job_mark", lambda descriptor: None)
 
 
+def _links_followed(patch: Patch) -> None:
+    for name in ("_READ_FLAGS", "_WRITE_FLAGS"):
+        patch(flowmap.storage, name, vars(flowmap.storage)[name] & ~os.O_NOFOLLOW)
+
+
 def _no_checksums(patch: Patch) -> None:
     for module in (flowmap.ledger, flowmap.records):
         patch(module, "checksum_matches", lambda slot: True)
@@ -291,6 +296,7 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "nothing taken over": _nothing_taken_over,
     "a row skipped": _a_row_skipped,
     "no look at the mark": _no_look_at_the_mark,
+    "links followed": _links_followed,
     "no checksums": _no_checksums,
     "no checksum of documents": _no_checksum_of_documents,
     "no look at the values of a job": _no_look_at_values_of_a_job,

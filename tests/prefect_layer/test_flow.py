@@ -200,7 +200,7 @@ import flowmap
 @flowmap.filler
 def slow(out, block):
     print("filling", flush=True)
-    time.sleep(600)
+    time.sleep(5)
 """
 
 
@@ -208,7 +208,7 @@ def slow(out, block):
 def test_interrupted_flow_leaves_nothing_running(
     server: Server, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """Ctrl-C, or what ends a job, ends the workers too; the job can be run again."""
+    """Ctrl-C ends the workers too, what ends a job lets them end their blocks; it can go on."""
     (tmp_path / "slow.py").write_text(SLOW)
     path = tmp_path / "out.npy"
     call = f"flowmap.fill_array({str(path)!r}, 100, filler='slow:slow', segments=9)"
@@ -224,11 +224,13 @@ def test_interrupted_flow_leaves_nothing_running(
         assert process.poll() is None
     # Ctrl-C reaches the whole foreground group, kill(1) the process alone.
     (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
-    assert process.wait(60) != 0
+    code = process.wait(60)
+    assert code not in (0, os.EX_TEMPFAIL) if how == signal.SIGINT else code == os.EX_TEMPFAIL
     process.stdout.read()  # ends when the last worker has closed its end
     process.stdout.close()
     target = flowmap.open_target(path)
-    assert len(target.pending()) == 9
+    left = len(target.pending())
+    assert left == 9 if how == signal.SIGINT else left < 9
     with leased(target.job, "the next run"):
         pass
 
