@@ -60,15 +60,15 @@ class Figures:
         self._counts[fault, what] += count
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines of a Markdown table; none where nothing was counted."""
+        """Yield the lines of a Markdown table, a row a fault; none where nothing was counted."""
         if not self._counts:
             return
-        yield "| fault | what was done | times |"
-        yield "|---|---|---:|"
-        before = None
-        for (fault, what), count in sorted(self._counts.items()):
-            yield f"| {'' if fault == before else fault} | {what} | {count:,} |"
-            before = fault
+        yield "| fault | times | of these |"
+        yield "|---|---:|---|"
+        for fault in sorted({fault for fault, _ in self._counts}):
+            cases = {what: n for (of, what), n in sorted(self._counts.items()) if of == fault}
+            each = "; ".join(f"{what} {count:,}" for what, count in cases.items())
+            yield f"| {fault} | {sum(cases.values()):,} | {each} |"
 
     def write(self, page: Path, form: str) -> None:
         """Put the table into a page, in the place of the last one.
