@@ -60,7 +60,7 @@ class Figures:
         self._counts[fault, what] += count
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines of a Markdown table, a row a fault; none where nothing was counted."""
+        """Yield the lines of a Markdown table, a row a fault; none if nothing was counted."""
         if not self._counts:
             return
         yield "| fault | times | of these |"
