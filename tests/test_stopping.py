@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ from flowmap.workers import Processes
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from pathlib import Path
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
@@ -55,14 +57,20 @@ if __name__ == "__main__":
 """
 
 
-def begin(folder: Path, kind: str) -> tuple[subprocess.Popen[str], int]:
-    """Start a fill whose blocks wait at a gate; return it, and who fills the first of them."""
+@contextlib.contextmanager
+def begun(folder: Path, kind: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start a fill whose blocks wait at a gate; yield it, and who fills the first of them."""
     command = script(FILL, folder / "a.npy", folder / "log", kind)
     child = start(command, start_new_session=True)
-    assert child.stdout is not None
-    line = child.stdout.readline()
-    assert line.startswith("worker"), line
-    return child, int(line.split()[1])
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        assert line.startswith("worker"), line
+        yield child, int(line.split()[1])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
 
 def end(child: subprocess.Popen[str], folder: Path) -> str:
@@ -88,14 +96,14 @@ def test_blocks_in_hand_are_finished(
     tmp_path: Path, number: signal.Signals, kind: str, whom: str
 ) -> None:
     """What is in hand becomes durable, the lease goes, and the exit code says to come again."""
-    child, _ = begin(tmp_path, kind)
-    for _ in range(2):  # a second one changes nothing
-        os.kill(child.pid, number) if whom == "run" else os.killpg(child.pid, number)
-    output = end(child, tmp_path)
-    assert child.returncode == os.EX_TEMPFAIL, output
-    assert "run again" in output
-    assert "Traceback" not in output
-    assert not until_gone(child.pid)
+    with begun(tmp_path, kind) as (child, _):
+        for _ in range(2):  # a second one changes nothing
+            os.kill(child.pid, number) if whom == "run" else os.killpg(child.pid, number)
+        output = end(child, tmp_path)
+        assert child.returncode == os.EX_TEMPFAIL, output
+        assert "run again" in output
+        assert "Traceback" not in output
+        assert not until_gone(child.pid)
     target = flowmap.open_target(tmp_path / "a.npy")
     assert not Sidecar.of(target.path).run.exists()
     with target.job.ledger() as ledger:
@@ -110,12 +118,12 @@ def test_blocks_in_hand_are_finished(
 
 def test_one_worker_is_replaced(tmp_path: Path) -> None:
     """A signal that only one worker gets, as of a guard of memory, costs nothing."""
-    child, worker = begin(tmp_path, "processes")
-    assert worker != child.pid
-    os.kill(worker, signal.SIGTERM)
-    output = end(child, tmp_path)
-    assert child.returncode == 0, output
-    assert worker not in members(child.pid)
+    with begun(tmp_path, "processes") as (child, worker):
+        assert worker != child.pid
+        os.kill(worker, signal.SIGTERM)
+        output = end(child, tmp_path)
+        assert child.returncode == 0, output
+        assert worker not in members(child.pid)
     assert sorted(logged_rows(tmp_path / "log")) == list(range(0, ROWS, 2))
     assert states(flowmap.open_target(tmp_path / "a.npy")) == ["done"] * 4
 
