@@ -236,9 +236,15 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
     payload = text.encode("ascii", "backslashreplace")  # up to ten for a character
     source = io.BytesIO(struct.pack("<I", len(payload)) + payload)
     try:
+        if version == (3, 0) or not text.isascii():
+            # None that Python 2 wrote: what NumPy tries on such takes time that grows with the
+            # square of the length, which the escapes have made ten times what it was.
+            ast.parse(payload.decode().lstrip(" \t"), mode="eval")
         found = npy_format.read_array_header_2_0(source, max_header_size=10 * most)
     except (ValueError, Warning):
         raise
+    except SyntaxError as error:
+        raise ValueError(f"Cannot parse header: {short(text)}") from error
     except Exception as error:  # whatever parsing a damaged literal comes to
         raise ValueError(f"its header is not one that NumPy writes: {said(error)}") from error
     return _layout_of(*found)

@@ -22,7 +22,7 @@ from numpy.lib import format as npy_format
 
 import flowmap
 from flowmap.errors import InvalidArgumentError, WrongTypeError
-from flowmap.npy import Layout, dtype_from_descr, header_digest
+from flowmap.npy import Layout, dtype_from_descr, header_digest, read_header
 
 
 def _wide(characters: int) -> np.dtype[Any]:
@@ -396,3 +396,29 @@ class TestLayout:
             except (InvalidArgumentError, WrongTypeError):
                 continue
             assert np.load(io.BytesIO(layout.header() + bytes(layout.nbytes))) is not None
+
+
+class TestRead:
+    """`read_header`, of what nobody should have written."""
+
+    @pytest.mark.parametrize(
+        ("version", "text"),
+        [(3, "\\'\U0001f600" * 3000), (3, "(3L,)"), (2, "\\'\xe9" * 3000), (1, "\xe9 3L")],
+        ids=["long", "Python 2's", "Latin-1", "short"],
+    )
+    def test_not_python(self, monkeypatch: pytest.MonkeyPatch, version: int, text: str) -> None:
+        """Only what Python 2 can have written is tokenised, in ever longer a time, as such."""
+        tokenised: list[Any] = []
+
+        def tokenise(readline: Any) -> list[Any]:
+            tokenised.append(readline)
+            return []
+
+        encoded = text.encode("utf-8" if version == 3 else "latin-1")
+        length = len(encoded).to_bytes(2 if version == 1 else 4, "little")
+        file = io.BytesIO(npy_format.magic(version, 0) + length + encoded)
+        with monkeypatch.context() as patch:
+            patch.setattr("tokenize.generate_tokens", tokenise)
+            with pytest.raises(ValueError, match="Cannot parse header"):
+                read_header(file)
+        assert not tokenised
