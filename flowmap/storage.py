@@ -36,6 +36,7 @@ CHUNK: Final = 1 << 20
 NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 """Where two clients that write different bytes of one page lose data (measured for NFS)."""
 
+_LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
 _MARK: Final = "user.flowmap.job"
@@ -277,6 +278,8 @@ def staged_json(path: Path, document: dict[str, Any]) -> Iterator[Path]:
         The private name, in the same folder. It is removed if the block fails.
     """
     text = json.dumps(document | {"checksum": _checksum(document)}, indent=1)
+    if len(text) > _LONGEST_JSON:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with created(private) as descriptor:
         write_all(descriptor, text.encode(), 0)
@@ -304,6 +307,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: It is damaged.
     """
     with opened(path) as descriptor:
+        if os.fstat(descriptor).st_size > _LONGEST_JSON:
+            raise ValueError("longer than any document that was written")
         text = b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
     try:
         document = json.loads(text)

@@ -10,11 +10,12 @@ import pickle
 import shutil
 from collections.abc import Iterable, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cloudpickle
 import numpy as np
 import pytest
+from support import snapshot
 
 import flowmap
 from flowmap.errors import (
@@ -315,6 +316,32 @@ class TestOpenTarget:
         job.write_bytes(changed.encode("latin-1"))
         with pytest.raises(DamagedJobError, match=r"job\.json is damaged"):
             flowmap.open_target(target.path)
+
+    def test_job_too_long(self, target: flowmap.Target) -> None:
+        """One longer than any that flowmap writes is not even read."""
+        job = target.path.with_name("a.npy.flowmap") / "job.json"
+        os.truncate(job, 2**28 + 1)
+        with pytest.raises(DamagedJobError, match="longer than any document"):
+            flowmap.open_target(target.path)
+
+    @pytest.mark.parametrize("exist", ["resume", "overwrite"])
+    def test_job_too_long_to_be_read(
+        self,
+        target: flowmap.Target,
+        monkeypatch: pytest.MonkeyPatch,
+        exist: Literal["resume", "overwrite"],
+    ) -> None:
+        """A job that could not be read again is not allocated, and replaces none."""
+        path = target.path if exist == "overwrite" else target.path.with_name("b.npy")
+        before = snapshot(target.path)
+        monkeypatch.setattr("flowmap.storage._LONGEST_JSON", 1000)
+        with pytest.raises(StorageError) as caught:
+            flowmap.allocate(path, 5000, "<f8", segments=[2, 1] * 1000 + [2000], exist=exist)
+        assert caught.value.errno == errno.EFBIG
+        assert path.exists() == (exist == "overwrite")
+        monkeypatch.undo()
+        assert snapshot(target.path) == before
+        assert flowmap.open_target(target.path).id == target.id
 
     @pytest.mark.parametrize(
         "changes",
