@@ -165,6 +165,7 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
 def _take(job: Job, document: dict[str, Any]) -> None:
     """Write the lease, if the job is still the one at its path and nobody has it."""
     sidecar = Sidecar.of(job.path)
+    refuse_replaced(job)  # before the lock: it would be made behind a link, or in a new folder
     try:
         with header_lock(sidecar.folder):
             refuse_replaced(job)

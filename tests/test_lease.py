@@ -16,7 +16,7 @@ from support import ramp, script, start
 
 import flowmap
 from flowmap import lease
-from flowmap.errors import JobBusyError, OtherJobError
+from flowmap.errors import DamagedJobError, ForeignFileError, JobBusyError, OtherJobError
 from flowmap.lease import leased
 from flowmap.sidecar import Sidecar
 from flowmap.storage import publish_json, read_json
@@ -207,6 +207,26 @@ def test_an_old_job_takes_no_lease(target: flowmap.Target) -> None:
                 pass
         assert Sidecar.of(path).run.read_bytes() == before
         held.check()
+
+
+@pytest.mark.parametrize("where", ["nowhere", "elsewhere", ""])
+def test_no_lock_is_made_behind_a_link(
+    target: flowmap.Target, tmp_path: Path, where: str
+) -> None:
+    """Records that are a link, or gone, are refused before anything is made in their place."""
+    (tmp_path / "elsewhere").mkdir()
+    folder = Sidecar.of(target.path).folder
+    folder.rename(tmp_path / "moved")
+    if where:
+        folder.symlink_to(tmp_path / where)
+    with (
+        pytest.raises((DamagedJobError, ForeignFileError)),
+        leased(target.job, "a run"),
+    ):
+        pytest.fail("it was held")
+    assert not (tmp_path / "nowhere").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert os.path.lexists(folder) == bool(where)
 
 
 @pytest.mark.parametrize("leased_anew", [False, True])
