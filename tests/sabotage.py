@@ -139,11 +139,6 @@ def _no_look_at_the_mark(patch: Patch) -> None:
     patch(flowmap.job, "job_mark", lambda descriptor: None)
 
 
-def _links_followed(patch: Patch) -> None:
-    for name in ("_READ_FLAGS", "_WRITE_FLAGS"):
-        patch(flowmap.storage, name, vars(flowmap.storage)[name] & ~os.O_NOFOLLOW)
-
-
 def _no_checksums(patch: Patch) -> None:
     for module in (flowmap.ledger, flowmap.records):
         patch(module, "checksum_matches", lambda slot: True)
@@ -265,10 +260,6 @@ def _named_before_its_job(patch: Patch) -> None:
     patch(publication, "publish_json", late)
 
 
-def _overwriting_beside_the_old_job(patch: Patch) -> None:
-    patch(flowmap.publication, "_clear", lambda *_, **__: None)
-
-
 def _errors_as_they_come(patch: Patch) -> None:
     patch(flowmap.attempt, "told", lambda *_: contextlib.nullcontext())
 
@@ -279,6 +270,19 @@ def _half_writes(patch: Patch) -> None:
 
     for module in (flowmap.attempt, flowmap.ledger, flowmap.publication, flowmap.storage):
         patch(module, "write_all", once)
+
+
+def _links_are_followed(patch: Patch) -> None:
+    for name in ("_READ_FLAGS", "_WRITE_FLAGS"):
+        patch(flowmap.storage, name, getattr(flowmap.storage, name) & ~os.O_NOFOLLOW)
+
+
+def _pipes_are_waited_for(patch: Patch) -> None:
+    patch(flowmap.storage, "_READ_FLAGS", flowmap.storage._READ_FLAGS & ~os.O_NONBLOCK)
+
+
+def _no_look_at_the_job_of_a_lease(patch: Patch) -> None:
+    patch(flowmap.lease, "refuse_replaced", _nothing)
 
 
 SABOTAGES: dict[str, Callable[[Patch], None]] = {
@@ -296,7 +300,6 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "nothing taken over": _nothing_taken_over,
     "a row skipped": _a_row_skipped,
     "no look at the mark": _no_look_at_the_mark,
-    "links followed": _links_followed,
     "no checksums": _no_checksums,
     "no checksum of documents": _no_checksum_of_documents,
     "no look at the values of a job": _no_look_at_values_of_a_job,
@@ -311,9 +314,11 @@ SABOTAGES: dict[str, Callable[[Patch], None]] = {
     "names that replace": _names_that_replace,
     "no reservation": _no_reservation,
     "named before its job": _named_before_its_job,
-    "overwriting beside the old job": _overwriting_beside_the_old_job,
     "errors as they come": _errors_as_they_come,
     "half writes": _half_writes,
+    "links are followed": _links_are_followed,
+    "pipes are waited for": _pipes_are_waited_for,
+    "no look at the job of a lease": _no_look_at_the_job_of_a_lease,
 }
 """What can be broken."""
 
