@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from flowmap.job import Job
 
+_MODE: Final = 0o7777  # all that `stat.S_IMODE` gives
 _WRITE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -107,4 +108,4 @@ def _read(path: Path) -> dict[str, Any]:
 def _mode(seal: dict[str, Any], otherwise: int) -> int:
     """Return the permissions that the target had before it was sealed."""
     mode = seal.get("mode")
-    return stat.S_IMODE(mode) if isinstance(mode, int) else otherwise
+    return mode if type(mode) is int and mode == mode & _MODE else otherwise

@@ -16,6 +16,7 @@ import flowmap
 from flowmap import sealing
 from flowmap.errors import AccessDeniedError
 from flowmap.sidecar import Sidecar
+from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,6 +159,16 @@ def test_a_seal_that_tells_nothing(sealed: Target) -> None:
     flowmap.reset(sealed, 0)
     assert permissions(sealed.path) == "rw-r--r--"
     assert not Sidecar.of(sealed.path).seal.exists()
+
+
+@pytest.mark.parametrize("mode", [2**70, -1, 0o10644, True, 0.5, "0644"])
+def test_permissions_that_none_has(sealed: Target, mode: Any) -> None:
+    """A seal that names none gives back what its owner needs to write."""
+    path = Sidecar.of(sealed.path).seal
+    publish_json(path, read_json(path) | {"mode": mode})
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-r--r--"
+    assert not path.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no umask")
