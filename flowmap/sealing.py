@@ -62,8 +62,9 @@ def put(
     except OSError as error:
         notes.append(f"Sealed, but not made read-only: {os.strerror(error.errno or 0)}.")
     if claimed():
-        os.fchmod(target, mode)
         lift(job)
+        if not notes:  # the claim may have lifted the seal before the permission was taken
+            os.fchmod(target, mode)
         return False, ["Not sealed: a segment was claimed meanwhile; validate again."]
     return True, notes
 

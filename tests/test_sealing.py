@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +130,33 @@ def test_somebody_elses_permission(sealed: Target, monkeypatch: pytest.MonkeyPat
     assert "not made read-only" in str(report)
 
 
+@pytest.mark.parametrize("permitted", [True, False])
+def test_claimed_while_it_is_sealed(
+    sealed: Target, monkeypatch: pytest.MonkeyPatch, permitted: bool
+) -> None:
+    """What is claimed meanwhile is not sealed, and writable, whoever may change permissions."""
+    flowmap.reset(sealed, 0)
+    flowmap.fill(sealed, ramp, executor="threads", workers=1)
+    real = os.fchmod
+
+    def claim_first(descriptor: int, mode: int) -> None:
+        monkeypatch.setattr("os.fchmod", change)
+        flowmap.reset(sealed, 1)
+        change(descriptor, mode)
+
+    def change(descriptor: int, mode: int) -> None:
+        if not permitted:
+            raise PermissionError(1, "Operation not permitted")
+        real(descriptor, mode)
+
+    monkeypatch.setattr("os.fchmod", claim_first)
+    report = flowmap.validate(sealed)
+    assert not report.sealed
+    assert "claimed meanwhile" in str(report)
+    assert not Sidecar.of(sealed.path).seal.exists()
+    assert permissions(sealed.path) == "rw-rw-r--"
+
+
 def test_cut_short(sealed: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while sealing or lifting, it is writable, or a later lift makes it so."""
     real = os.fchmod
@@ -171,7 +197,6 @@ def test_permissions_that_none_has(sealed: Target, mode: Any) -> None:
     assert not path.exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no umask")
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o002])
 def test_no_more_than_the_umask_gives(tmp_path: Path, mask: int) -> None:
     """No file or folder of a job is open to more people than its maker wants."""
