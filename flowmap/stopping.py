@@ -37,7 +37,7 @@ def refuse_if_asked() -> None:
         StoppedError: It was.
     """
     if _ASKED.is_set():
-        raise StoppedError("The process was asked to stop; run again to go on.")
+        raise _stopped()
 
 
 def note_signals() -> None:
@@ -68,9 +68,9 @@ def stoppable() -> Iterator[None]:
             (EX_TEMPFAIL of sysexits.h), by which a batch system knows to queue it again.
         StoppedError: Likewise, in a worker of `multiprocessing`, which is its pool's to end.
     """
-    taken = {}
+    taken = []
     if threading.current_thread() is threading.main_thread():
-        taken = {n: signal.SIG_DFL for n in SIGNALS if signal.getsignal(n) == signal.SIG_DFL}
+        taken = [n for n in SIGNALS if signal.getsignal(n) == signal.SIG_DFL]
     try:
         for number in taken:
             signal.signal(number, _note)
@@ -92,8 +92,12 @@ def stoppable() -> Iterator[None]:
 def _end(error: Exception | None = None) -> BaseException:
     """Return what ends the process that was asked to stop."""
     if multiprocessing.parent_process() is not None:
-        return error or StoppedError("The process was asked to stop; run again to go on.")
+        return error or _stopped()
     return exit_for_now()
+
+
+def _stopped() -> StoppedError:
+    return StoppedError("The process was asked to stop; run again to go on.")
 
 
 def exit_for_now() -> SystemExit:
