@@ -17,12 +17,13 @@ from pydantic import BeforeValidator, Field
 from flowmap.artifacts import ProgressBar, publish_summary
 from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed
+from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import InvalidArgumentError, StoppedError
 from flowmap.executors import as_they_end, failed, refuse_other_work
 from flowmap.executors import executor as open_executor
 from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
-from flowmap.npy import Layout, dtype_from_descr
+from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
 from flowmap.stopping import exit_for_now, stoppable

@@ -13,6 +13,7 @@ from numpy.lib import format as npy_format
 from numpy.lib.format import open_memmap as numpy_open_memmap
 
 from flowmap.arguments import whole
+from flowmap.dtypes import as_dtype
 from flowmap.errors import (
     InvalidArgumentError,
     OtherJobError,
@@ -21,7 +22,7 @@ from flowmap.errors import (
     storage_error,
     told,
 )
-from flowmap.npy import MAX_HEADER_SIZE, Layout, as_dtype, read_header
+from flowmap.npy import MAX_HEADER_SIZE, Layout, read_header
 from flowmap.sidecar import Sidecar
 from flowmap.storage import NotRegularError, open_existing
 from flowmap.windows import Window

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import io
 import itertools
-import json
 import math
 import operator
 import struct
@@ -22,7 +21,8 @@ import xxhash
 from numpy.lib import format as npy_format
 
 from flowmap.arguments import flag, wholes
-from flowmap.errors import InvalidArgumentError, WrongTypeError, said, short
+from flowmap.dtypes import checked_dtype, descr_of, dtype_from_descr, split
+from flowmap.errors import InvalidArgumentError, said, short
 from flowmap.storage import CHUNK, PAGE
 
 if TYPE_CHECKING:
@@ -41,12 +41,6 @@ _VERSIONS: Final = {
     (3, 0): ("<I", "utf-8"),
 }
 """How each version writes the length of the header, and its text."""
-
-_NO_DTYPE: Final = (
-    *(TypeError, ValueError, SyntaxError, KeyError, AttributeError),
-    *(IndexError, OverflowError, RecursionError, MemoryError),
-)
-"""What `np.dtype` raises for what is none."""
 
 
 class Readable(Protocol):
@@ -86,7 +80,7 @@ class Layout:
             InvalidArgumentError: A negative or overflowing shape; a dtype that the format
                 cannot hold.
         """
-        checked, inner = _check_dtype(dtype)
+        checked, inner = checked_dtype(dtype)
         whole = _check_shape(shape) + inner  # as np.empty does with a subarray
         layout = cls(whole, checked, flag("fortran_order", fortran_order))
         layout.check_size()
@@ -166,7 +160,7 @@ class Layout:
     @property
     def descr(self) -> Any:
         """The dtype as the format writes it."""
-        return _descr(self.dtype)
+        return descr_of(self.dtype)
 
     def header(self) -> bytes:
         """Return the header, from the magic to the newline before the data.
@@ -251,7 +245,7 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
 
 
 def _layout_of(shape: tuple[int, ...], fortran_order: bool, dtype: np.dtype[Any]) -> Layout:
-    base, inner = _split(dtype)
+    base, inner = split(dtype)
     if any(isinstance(n, bool) or n < 0 for n in shape):
         raise ValueError(f"its header has shape {short(shape)}, which no array has")
     if inner and fortran_order:
@@ -283,122 +277,3 @@ def _check_shape(shape: object) -> tuple[int, ...]:
     if any(n < 0 for n in dimensions):
         raise InvalidArgumentError(f"shape is {short(dimensions)}; no axis can be negative.")
     return dimensions
-
-
-def _descr(dtype: np.dtype[Any]) -> Any:
-    # Without metadata, which no file keeps and of which NumPy would warn.
-    return npy_format.dtype_to_descr(npy_format.drop_metadata(dtype))
-
-
-def as_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
-    """Return what a user gave for a dtype, lists in place of tuples included, as one.
-
-    Raises:
-        WrongTypeError, InvalidArgumentError: It is none.
-    """
-    if dtype is None:  # np.dtype(None) is float64: a default nobody asked for
-        raise WrongTypeError("dtype is None; name one, such as '<f8'.")
-    try:
-        asked: np.dtype[Any] = np.dtype(_as_descr(dtype))
-    except _NO_DTYPE as error:
-        kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
-        raise kind(
-            f"dtype is {short(dtype)}, which NumPy does not take: {said(error)}"
-        ) from error
-    return asked
-
-
-def _check_dtype(dtype: DTypeLike | list[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Return the dtype of one element, and the axes that a bare subarray adds."""
-    checked = as_dtype(dtype)
-    if checked.hasobject:
-        raise InvalidArgumentError(
-            f"dtype {checked} holds Python objects, which have no place of their own in a "
-            "file; use numbers, fixed-length strings such as 'U20', or a structured dtype."
-        )
-    unsized = _unsized(checked)
-    if unsized is not None:
-        raise InvalidArgumentError(
-            f"dtype {checked} holds texts or bytes of no length, into which nothing fits; say "
-            f"how long, such as '{unsized}20'."
-        )
-    base, inner = _split(checked)
-    plain = _read_back(base)
-    if plain is None:
-        raise InvalidArgumentError(
-            f"dtype {checked} cannot be written in a .npy header: reading it back gives "
-            "another dtype. Use fields in order of their offsets, without overlap, with names "
-            "and titles that are texts, and NumPy's own types."
-        )
-    return plain, inner
-
-
-def _split(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Return what a dtype, which may be a subarray of subarrays, is made of; and its axes."""
-    inner: tuple[int, ...] = ()
-    while dtype.subdtype is not None:
-        dtype, axes = dtype.subdtype
-        inner += axes
-    return dtype, inner
-
-
-def _unsized(dtype: np.dtype[Any]) -> str | None:
-    """Return the kind of a text or bytes without a length, if there is one in the dtype."""
-    base, _ = _split(dtype)
-    if base.names is None:
-        return None if base.itemsize else base.kind
-    kinds = (_unsized(base[name]) for name in base.names)
-    return next((kind for kind in kinds if kind is not None), None)
-
-
-def _read_back(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """Return a dtype as `job.json` and the header give it back; None where that is another.
-
-    It may have been given names that are `np.str_`, which NumPy keeps and would write as
-    such, so that `np.load` fails: JSON makes plain texts of them.
-    """
-    try:
-        plain = dtype_from_descr(json.loads(json.dumps(_descr(dtype))))
-        from_header = npy_format.descr_to_dtype(ast.literal_eval(repr(_descr(plain))))
-    except (TypeError, ValueError, SyntaxError, RecursionError):
-        return None
-    return plain if from_header == dtype == plain else None
-
-
-def _as_descr(dtype: Any) -> Any:
-    """Turn the lists that JSON makes of tuples into what `np.dtype` wants."""
-    if not isinstance(dtype, list):
-        return dtype
-    if len(dtype) == 2 and _is_shape(dtype[1]):  # noqa: PLR2004 -- a subarray: dtype, shape
-        return _as_descr(dtype[0]), tuple(dtype[1])
-    return [
-        (_field_name(field[0]), _as_descr(field[1]), *map(_as_inner_shape, field[2:]))
-        if isinstance(field, list | tuple) and len(field) >= 2  # noqa: PLR2004 -- name, dtype
-        else field
-        for field in dtype
-    ]
-
-
-def _field_name(name: Any) -> Any:
-    return tuple(name) if isinstance(name, list) else name
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(n) is int for n in value)
-
-
-def _as_inner_shape(shape: Any) -> Any:
-    return tuple(shape) if isinstance(shape, list) else shape
-
-
-def dtype_from_descr(descr: Any) -> np.dtype[Any]:
-    """Return the dtype of a `Layout.descr` that went through JSON.
-
-    Raises:
-        ValueError: It is no such thing.
-    """
-    try:
-        dtype: np.dtype[Any] = npy_format.descr_to_dtype(_as_descr(descr))
-    except Exception as error:  # whatever NumPy comes to with what is none
-        raise ValueError(f"{short(descr)} is no dtype: {said(error)}") from error
-    return dtype

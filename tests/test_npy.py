@@ -21,8 +21,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy_format
 
 import flowmap
+from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import InvalidArgumentError, WrongTypeError
-from flowmap.npy import Layout, dtype_from_descr, header_digest, read_header
+from flowmap.npy import Layout, header_digest, read_header
 
 
 def _wide(characters: int) -> np.dtype[Any]:
