@@ -79,8 +79,8 @@ def count_into(figures: Figures, done: dict[str, Any]) -> None:
     for line, count in done["counts"].items():
         what, outcome = line.split(": ")
         refused = "" if outcome == "ok" else ", refused"
-        figures.add("races", f"{what} in a crowd{refused}", count)
-    figures.add("races", "kill -9 of who holds the header lock or lease", done["inside"])
+        figures.add("race", f"{what} in a crowd{refused}", count)
+    figures.add("race", "kill -9 of who holds the header lock or lease", done["inside"])
 
 
 @pytest.mark.parametrize("kills", [False, True], ids=["calm", "kills"])
@@ -156,7 +156,7 @@ def test_first(tmp_path: Path, figures: Figures, what: str, rounds: int) -> None
     """
     for turn, outcomes in enumerate(played(tmp_path, what, count=RACERS, rounds=rounds)):
         check_race(tmp_path / f"{turn}.npy", what, outcomes)
-    figures.add("races", f"{RACERS} processes for one free path: {what}", rounds)
+    figures.add("race", f"{RACERS} processes for one free path: {what}", rounds)
 
 
 def test_a_name_that_replaces_is_caught(tmp_path: Path) -> None:
