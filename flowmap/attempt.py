@@ -106,13 +106,15 @@ class Attempt:
 
         Raises:
             ClaimLostError: Another attempt claimed it at the same moment.
+            OtherJobError: The target was allocated anew meanwhile.
+            StorageError: The disk refused, or the seal is not this user's to lift.
         """
         before = self.before
         resume = resume and before.work == self._work.fingerprint
         with self._noting():
             self.job.record_work(self._work)
-            # A kill right after the claim must not leave a seal on what is not done.
-            sealing.lift(self.job)
+        # A kill right after the claim must not leave a seal on what is not done.
+        sealing.lift(self.job)
         if not self._writable:
             self._open_for_writing()
         kept = {} if resume else NO_ROWS
@@ -123,8 +125,7 @@ class Attempt:
         finally:
             # After the claim, too: a validation that seals meanwhile looks at the claims once
             # more. A claim that was lost may have taken the place of a record that was done.
-            with self._noting():
-                sealing.lift(self.job)
+            sealing.lift(self.job)
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
         if not resume:
@@ -145,9 +146,11 @@ class Attempt:
         """Open the target for writing, too, now that no seal stands against it."""
         doing = "cannot open the target for writing; see who may (chmod)"
         with self._told(doing), opened(self.segment.path, write=True) as again:
-            if not os.path.samestat(os.fstat(again), os.fstat(self._target)):
-                raise self._replaced()
-            os.dup2(again, self._target, inheritable=False)
+            same = os.path.samestat(os.fstat(again), os.fstat(self._target))
+            if same:
+                os.dup2(again, self._target, inheritable=False)
+        if not same:
+            raise self._replaced()
         self._writable = True
 
     def _told(self, doing: str) -> contextlib.AbstractContextManager[None]:

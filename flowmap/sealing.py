@@ -12,7 +12,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.errors import storage_error
+from flowmap.errors import storage_error, told
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
 
@@ -75,8 +75,7 @@ def lift(job: Job) -> None:
     The seal of another job, which has taken the path since, stays.
 
     Raises:
-        StorageError: The permissions are not this user's to give.
-        OSError: The seal cannot be removed.
+        StorageError: The permissions are not this user's to give, or the seal stays.
     """
     path = Sidecar.of(job.path).seal
     if not os.path.lexists(path):
@@ -94,8 +93,9 @@ def lift(job: Job) -> None:
     except OSError as error:
         doing = "the target is sealed and read-only; its owner can reset() or fill it"
         raise storage_error(error, doing, job.path) from error
-    path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with told("cannot remove the seal", path):
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from support import damage, ramp, run, script
 
 import flowmap
 from flowmap import sealing
-from flowmap.errors import AccessDeniedError
+from flowmap.errors import AccessDeniedError, OtherJobError
 from flowmap.sidecar import Sidecar
-from flowmap.storage import publish_json, read_json
+from flowmap.storage import open_existing, publish_json, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flowmap.job import Job
     from flowmap.target import Target
 
 ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
@@ -119,6 +120,8 @@ def test_somebody_elses_permission(sealed: Target, monkeypatch: pytest.MonkeyPat
         patch.setattr("os.fchmod", denied)
         with pytest.raises(AccessDeniedError, match=r"sealed.*owner"):
             flowmap.reset(sealed, 0)
+        with pytest.raises(AccessDeniedError, match=r"sealed.*owner"):
+            flowmap.write_segment(sealed.segments[0], np.ones(5), replace=True)
         assert Sidecar.of(sealed.path).seal.exists()
         assert sealed.pending() == []
     flowmap.reset(sealed, 0)
@@ -177,6 +180,39 @@ def test_cut_short(sealed: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     assert flowmap.validate(sealed).sealed
     flowmap.reset(sealed, 0)
     assert permissions(sealed.path) == "rw-rw-r--"
+
+
+def test_another_jobs_seal_stays(sealed: Target) -> None:
+    """An attempt at a job that was overwritten lifts nothing of the new one."""
+    new = flowmap.allocate(sealed.path, 10, "f8", segments=2, exist="overwrite")
+    flowmap.fill(new, ramp, executor="threads", workers=1)
+    assert flowmap.validate(new).sealed
+    sealing.lift(sealed.job)
+    assert Sidecar.of(new.path).seal.exists()
+    assert permissions(new.path) == "r--r--r--"
+
+
+def test_overwritten_before_it_is_opened_for_writing(
+    sealed: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that must first lift a seal never writes to another job's file."""
+    real = sealing.lift
+
+    def read_only(path: Path, *, write: bool = False) -> int:
+        if write:
+            raise PermissionError(13, "Permission denied")
+        return open_existing(path)
+
+    def overtaken(job: Job) -> None:
+        real(job)
+        monkeypatch.setattr(sealing, "lift", real)
+        flowmap.allocate(sealed.path, 10, "f8", segments=2, exist="overwrite")
+
+    monkeypatch.setattr("flowmap.admission.open_existing", read_only)
+    monkeypatch.setattr(sealing, "lift", overtaken)
+    with pytest.raises(OtherJobError, match="allocated anew"):
+        flowmap.write_segment(sealed.segments[0], np.ones(5), replace=True)
+    assert not np.load(sealed.path).any()
 
 
 def test_a_seal_that_tells_nothing(sealed: Target) -> None:
