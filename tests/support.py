@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -22,6 +23,7 @@ import xxhash
 from numpy.lib import format as npy_format
 
 import flowmap
+from flowmap import stopping
 from flowmap.npy import Layout
 from flowmap.records import FINISHED
 
@@ -297,6 +299,12 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+
+
+def stop_oneself() -> None:
+    """Do what a fill does in a process that is asked to stop."""
+    with stopping.stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def members(group: int) -> set[int]:

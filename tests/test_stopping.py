@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import logged_rows, members, run, script, start, states, until_gone
+from support import logged_rows, members, run, script, start, states, stop_oneself, until_gone
 
 import flowmap
 from flowmap import stopping
@@ -21,9 +24,7 @@ from flowmap.sidecar import Sidecar
 from flowmap.workers import Processes
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
-    from pathlib import Path
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
 ROWS = 40
@@ -113,6 +114,8 @@ def test_blocks_in_hand_are_finished(
         logged_rows(tmp_path / "log")
     )
     assert logged_rows(tmp_path / "log")
+    if kind == "segment":  # the signal was there before the gate was open
+        assert logged_rows(tmp_path / "log") == [0]
     check_goes_on(tmp_path, kind)
 
 
@@ -177,6 +180,49 @@ def test_only_the_main_thread_takes_signals() -> None:
     thread.start()
     thread.join()
     assert taken == [signal.SIG_DFL]
+
+
+def test_what_ends_by_itself_exits_too() -> None:
+    """A block that was at its end when the signal came has heard it all the same."""
+
+    def end() -> None:
+        with stopping.stoppable():
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(SystemExit) as ended:
+        end()
+    assert ended.value.code == os.EX_TEMPFAIL
+    assert not stopping.is_asked()
+
+
+def test_a_worker_of_somebody_elses_pool_does_not_exit() -> None:
+    """It fails its task, and the process that has the pool goes on."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert isinstance(pool.submit(stop_oneself).exception(), StoppedError)
+
+
+READING = """
+import ctypes, os, sys
+from flowmap import stopping
+
+stopping.note_signals()
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+print(ctypes.CDLL(None).read(0, ctypes.create_string_buffer(1), 1), stopping.is_asked())
+"""
+
+
+def test_system_calls_of_a_filler_go_on() -> None:
+    """What a filler in C waits for is not interrupted by the signal that a worker notes."""
+    with start(script(READING), stdin=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        stat = Path(f"/proc/{child.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":  # proc(5): it waits
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        output, _ = child.communicate("x", timeout=60)
+    assert output == "1 True\n"
 
 
 def test_a_validation_stops(tmp_path: Path) -> None:
