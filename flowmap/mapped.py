@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowmap.attempt import Attempt
-from flowmap.storage import drop_cached, read_into, reserve_range, start_writeback
+from flowmap.storage import read_into, reserve_range, start_writeback, take_pages
 from flowmap.windows import Window
 
 
@@ -24,10 +24,10 @@ class MappedAttempt(Attempt):
         """Map the segment's bytes for reading and writing, its space taken.
 
         A store into a hole of a file on a full disk ends the process (SIGBUS): the space is
-        reserved first. What an earlier attempt wrote is read and written again: after a failed
-        write-back the page cache may hold what the disk does not, and this attempt's sync must
-        cover it; and a copy may share its space with another file. So is everything where the
-        file system cannot reserve, or (XFS) wants as much again for what is reserved already.
+        reserved first. What an earlier attempt left is read from the disk: after a failed
+        write-back the page cache may hold what the disk does not. Its pages are taken, too,
+        since a copy may share its space with another file. So are all where the file system
+        cannot reserve, or (XFS) wants as much again for what is reserved already.
 
         Returns:
             The segment's rows, in the order and dtype of the target. To flush them is left to
@@ -38,26 +38,33 @@ class MappedAttempt(Attempt):
             StorageError: There is no space, or what is there cannot be read, written or mapped.
         """
         rows, layout = self.segment.rows, self.job.layout
-        if not self._reserved(rows * layout.row_bytes) or self.before.attempt:
-            for offset, chunk in self._chunks(0, rows):
-                with self._told("cannot read what is there; use write_segment()"):
-                    read_into(self._target, chunk, offset)
-                self._held().check()
-                drop_cached(self._target, offset, len(chunk))
-                self._write(chunk, offset)
-        else:
-            self._drop_cached_from(0)
-        # Another attempt that claimed on the same knowledge, and was slow to write its claim,
-        # has put it in the place of this one's first record: it must find a second.
-        self._held().note()
-        self._held().check()
+        reserved = self._reserved(rows * layout.row_bytes)
+        self._drop_cached_from(0)
         start, stop = self.segment.start, self.segment.stop
         window = Window(layout, self.job.data_offset, start, stop, layout.axis)
         with self._told("cannot map the segment"):
             mapped = window.map(self._target, "r+", self.job.path)
         self._mapped = mapped
+        if self.before.attempt or not reserved:
+            self._take_pages()
+        # Another attempt that claimed on the same knowledge, and was slow to write its claim,
+        # has put it in the place of this one's first record: it must find a second.
+        self._held().note()
+        self._held().check()
+        # Last, since nothing collects the circle that this makes: `let_go` opens it.
         self._mapped.base.flusher = self.flush
         return mapped
+
+    def _take_pages(self) -> None:
+        with self._told("cannot take the space of the segment; free some and run again"):
+            if take_pages(self._mapped.base):
+                return
+        # An older system: another attempt may write between the look at the claim and this.
+        for offset, chunk in self._chunks(0, self.segment.rows):
+            with self._told("cannot read what is there; use write_segment()"):
+                read_into(self._target, chunk, offset)
+            self._held().check()
+            self._write(chunk, offset)
 
     def let_go(self) -> None:
         """Take the mapping from whoever had it: read-only, and with nothing to flush."""

@@ -39,6 +39,7 @@ NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 _LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
+_MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since Linux 5.14
 _MARK: Final = "user.flowmap.job"
 _AT_FDCWD: Final = -100  # linux/fcntl.h
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
@@ -216,6 +217,29 @@ def reserve_range(descriptor: int, offset: int, nbytes: int) -> bool:
         return True
     first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
     return _done("fallocate", descriptor, 0, first, length)
+
+
+def take_pages(mapping: mmap.mmap) -> bool:
+    """Prepare every page of a shared mapping for a store, as a store would, and change no byte.
+
+    They are dirty then, so that the next sync covers them, and have space of their own.
+
+    Returns:
+        Whether the system can do that.
+
+    Raises:
+        OSError: A store into one of them would end the process (SIGBUS).
+    """
+    try:
+        for first in range(0, len(mapping), CHUNK):  # Python's other threads wait meanwhile
+            mapping.madvise(_MADV_POPULATE_WRITE, first, min(CHUNK, len(mapping) - first))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        if error.errno == errno.EFAULT:  # madvise(2): where there would be a SIGBUS
+            raise OSError(errno.ENOSPC, "No space left, or a bad sector") from error
+        raise
+    return True
 
 
 def _done(name: str, *arguments: Any) -> bool:

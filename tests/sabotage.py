@@ -118,8 +118,7 @@ def _no_writing_again(patch: Patch) -> None:
 
 
 def _no_dropping_of_the_cache(patch: Patch) -> None:
-    for module in (flowmap.attempt, flowmap.mapped):
-        patch(module, "drop_cached", _nothing)
+    patch(flowmap.attempt, "drop_cached", _nothing)
 
 
 def _no_removing_of_old_records(patch: Patch) -> None:

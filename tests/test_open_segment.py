@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import gc
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -41,8 +43,8 @@ from flowmap.errors import (
 )
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -319,32 +321,31 @@ class TestFailing:
         assert caught.value.errno == errno.ENOSPC
         assert states(target)[0] == "failed"
 
-    @pytest.mark.parametrize("moment", ["reserving", "writing again"])
+    @pytest.mark.parametrize("before", [True, False], ids=["just before", "just after"])
+    @pytest.mark.parametrize("step", ["reserve_range", "take_pages"])
     def test_zombie_before_the_block(
-        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, moment: str
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, step: str, before: bool
     ) -> None:
-        """An attempt that lost its segment before the block writes and opens nothing."""
+        """An attempt that lost its segment before the block neither opens nor changes it."""
         (segment, *_) = target.segments
-        values = np.full((1000, 2), 3.0)
+        flowmap.write_segment(segment, np.zeros((1000, 2)))
+        flowmap.reset(target, 0)
+        real = vars(mapped)[step]
 
         def lose(*arguments: Any) -> bool:
             monkeypatch.undo()
-            flowmap.write_segment(segment, values, replace=True)
-            read = storage.read_into(*arguments) if moment == "writing again" else True
-            if moment == "writing again":
-                arguments[1][:] = 0  # what was there before the other attempt
-            return bool(read)
+            done = not before and real(*arguments)
+            flowmap.write_segment(segment, np.full((1000, 2), 3.0), replace=True)
+            return bool(done or real(*arguments))
 
-        if moment == "writing again":
-            flowmap.write_segment(segment, np.zeros((1000, 2)))
-            flowmap.reset(target, 0)
-        monkeypatch.setattr(
-            mapped, "reserve_range" if moment == "reserving" else "read_into", lose
-        )
+        monkeypatch.setattr(mapped, step, lose)
         with pytest.raises(ClaimLostError):
             within(segment, lambda _: pytest.fail("it was opened"))
         assert states(target)[0] == "done"
         assert (np.load(target)[:1000] == 3).all()
+        gc.collect()
+        for maps in Path("/proc/self").glob("maps"):  # where there is one
+            assert str(target.path) not in maps.read_text()
 
     @pytest.mark.parametrize("way", ["falls out", "exits"])
     def test_fork_within(self, target: flowmap.Target, way: str) -> None:
@@ -372,18 +373,18 @@ class TestFailing:
         assert (said[0] == "ClaimLostError True") == (way == "falls out")
         assert states(target)[0] == "done"
 
-    def test_written_again_after_a_failure(
+    def test_taken_again_after_a_failure(
         self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What an earlier attempt stored is written again, for this one to sync; no more."""
-        written: list[int] = []
-        real = storage.write_all
+        """The pages that an earlier attempt had are taken, for this one to sync; no others."""
+        taken: list[int] = []
+        real = storage.take_pages
 
-        def noted(descriptor: int, data: memoryview, offset: int) -> None:
-            written.append(len(data))
-            real(descriptor, data, offset)
+        def noted(mapping: mmap.mmap) -> bool:
+            taken.append(len(mapping))
+            return real(mapping)
 
-        monkeypatch.setattr(attempts, "write_all", noted)
+        monkeypatch.setattr(mapped, "take_pages", noted)
         (segment, *_) = target.segments
 
         def store_and_fail(out: NDArray[Any]) -> None:
@@ -392,15 +393,15 @@ class TestFailing:
 
         with pytest.raises(ZeroDivisionError):
             within(segment, store_and_fail)
-        assert written == []
+        assert taken == []
         with flowmap.open_segment(segment) as out:
-            assert written == [16_000]
+            assert len(taken) == 1
             assert (out == 4).all()
         flowmap.reset(target, 0)
         with flowmap.open_segment(segment):
-            assert written == [16_000] * 2
+            assert len(taken) == 2
         with flowmap.open_segment(segment, replace=True):  # it may be a reflinked copy
-            assert written == [16_000] * 3
+            assert len(taken) == 3
 
 
 class TestRefused:
@@ -482,9 +483,11 @@ class TestSpace:
             yield folder
 
     PROGRAM = """
-        import sys, flowmap, flowmap.mapped
-        if sys.argv[2] == "without":
+        import sys, flowmap, flowmap.mapped, flowmap.storage
+        if sys.argv[2] != "with":
             flowmap.mapped.reserve_range = lambda *_: False
+        if sys.argv[2] == "older":
+            flowmap.storage._MADV_POPULATE_WRITE = -1
         for segment in flowmap.open_target(sys.argv[1]).segments:
             try:
                 with flowmap.open_segment(segment) as out:
@@ -494,7 +497,7 @@ class TestSpace:
     """
 
     @pytest.mark.system("mount", "umount", packages="mount", root=True)
-    @pytest.mark.parametrize("fallocate", ["with", "without"])
+    @pytest.mark.parametrize("fallocate", ["with", "without", "older"])
     def test_full_disk(self, small: Path, fallocate: str) -> None:
         """Where there is no space there is an error, and not the end of the process."""
         target = flowmap.allocate(
@@ -515,11 +518,14 @@ class TestSpace:
         program = "import sys, flowmap; flowmap.open_memmap(sys.argv[1])[...] = 1"
         assert run(script(program, target.path)).returncode == -7  # SIGBUS
 
+    @pytest.mark.parametrize("older", [True, False])
     def test_without_reservation(
-        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, older: bool
     ) -> None:
-        """Where the file system cannot reserve, what is there is written again, the same."""
+        """Where the file system cannot reserve, pages are taken, and hold what they held."""
         (segment, *_) = target.segments
+        if older:
+            monkeypatch.setattr(storage, "_MADV_POPULATE_WRITE", -1)
         flip(target.path, target.job.data_offset + 9)
         before = target.path.read_bytes()
         monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)
@@ -532,7 +538,7 @@ class TestSpace:
     def test_reservation_fails(
         self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
-        """XFS wants as much space again as is reserved: writing tells whether there is any."""
+        """XFS wants as much space again as is reserved: taking pages tells if there is any."""
 
         def refuse(*_: Any) -> bool:
             raise OSError(number, "no")
@@ -567,6 +573,7 @@ class TestSpace:
         (segment, *_) = target.segments
         monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)
         with monkeypatch.context() as patch:
+            patch.setattr(mapped, "take_pages", lambda _: False)
             patch.setattr(mapped, "read_into", _fail)
             with (
                 pytest.raises(StorageError, match="write_segment"),
