@@ -94,6 +94,7 @@ def publish(job: Job, header: bytes, *, replace: bool = False) -> None:
         replace: Whether what is there by then may be replaced.
 
     Raises:
+        ForeignFileError: A folder has the name of a record; nothing was changed.
         TargetExistsError: The name was taken meanwhile, by a program other than flowmap.
         StorageError: There is no space, or no permission.
     """
@@ -101,6 +102,7 @@ def publish(job: Job, header: bytes, *, replace: bool = False) -> None:
     target = sidecar.folder / f".target.{job.id}"
     ledger = sidecar.folder / f".ledger.{job.id}"
     try:
+        _refuse_folders(sidecar)
         with _removed_after(target, ledger):
             _build(job, header, target)
             create_ledger(ledger, len(job.plan))
@@ -112,6 +114,21 @@ def publish(job: Job, header: bytes, *, replace: bool = False) -> None:
         raise
     except OSError as error:
         raise storage_error(error, _advice(error, job), job.path) from error
+
+
+def _refuse_folders(sidecar: Sidecar) -> None:
+    """Refuse what removing the old records would stop at, half done."""
+    for entry in (sidecar.job, *_records(sidecar)):
+        if entry.is_dir() and not entry.is_symlink():
+            raise ForeignFileError(
+                f"{entry}, where a record goes, is a folder. Move it away.", path=str(entry)
+            )
+
+
+def _records(sidecar: Sidecar) -> Iterator[Path]:
+    """Yield what is there of the records, but `job.json`."""
+    for pattern in _RECORDS:
+        yield from sidecar.folder.glob(pattern)
 
 
 def _build(job: Job, header: bytes, target: Path) -> None:
@@ -185,10 +202,9 @@ def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
     """Remove the records of a job that is void, its `job.json` first."""
     sidecar.job.unlink(missing_ok=True)
     sync_folder(sidecar.folder)
-    for pattern in _RECORDS:
-        for entry in sidecar.folder.glob(pattern):
-            if entry not in keep:  # a worker of the old job may be renaming it
-                entry.unlink(missing_ok=True)
+    for entry in list(_records(sidecar)):
+        if entry not in keep:  # a worker of the old job may be renaming it
+            entry.unlink(missing_ok=True)
 
 
 def _abandon(sidecar: Sidecar) -> None:

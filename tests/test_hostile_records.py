@@ -1,0 +1,56 @@
+"""Records and headers that somebody made to do harm are refused, with the error for damage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support import snapshot
+
+import flowmap
+from flowmap.errors import ForeignFileError
+from flowmap.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> flowmap.Target:
+    """Return a target of eight rows in two segments, the first of them done."""
+    made = flowmap.allocate(tmp_path / "a.npy", 8, "<f8", segments=2)
+    flowmap.fill_segment(made.segments[0], "arange")
+    return made
+
+
+RECORDS = (
+    *("job.json", "ledger.npy", "run.json", "seal.json", "overwrite.json"),
+    *("work-0.json", ".ledger.0", ".target.0", ".job.json.0"),
+)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("there", [False, True])
+def test_overwrite_stops_at_no_folder(target: flowmap.Target, name: str, there: bool) -> None:
+    """A folder where a record goes is refused before anything is removed or made."""
+    place = Sidecar.of(target.path).folder / name
+    record = place.read_bytes() if place.exists() else None
+    place.unlink(missing_ok=True)
+    place.mkdir()
+    (place / "inner").write_bytes(b"not flowmap's")
+    if not there:
+        target.path.unlink()
+    before = snapshot(target.path) if there else {}
+    with pytest.raises(ForeignFileError, match=f"{name}, where a record goes, is a folder"):
+        flowmap.allocate(target.path, 8, "<f8", exist="overwrite")
+    assert (place / "inner").read_bytes() == b"not flowmap's"
+    if not there:
+        assert not target.path.exists()
+        return
+    assert snapshot(target.path) == before
+    (place / "inner").unlink()
+    place.rmdir()
+    if record is not None:
+        place.write_bytes(record)
+    assert flowmap.open_target(target.path).status()["state"].tolist() == ["done", "pending"]
+    assert flowmap.load(target.path, shape=4).tolist() == [0, 1, 2, 3]
