@@ -217,7 +217,7 @@ class Window:
             OSError: They cannot be read; `EndedError` where the file ends within them.
         """
         pieces = self.pieces()
-        if pieces.number > _MANY and pieces.close:
+        if pieces.span and pieces.number > _MANY and pieces.close:
             return np.array(self.map(descriptor, "r"), order=self.order)
         return self.read(functools.partial(read_into, descriptor))
 

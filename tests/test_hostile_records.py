@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from numpy.lib import format as npy_format
 from support import snapshot
 
 import flowmap
@@ -54,3 +57,24 @@ def test_overwrite_stops_at_no_folder(target: flowmap.Target, name: str, there: 
         place.write_bytes(record)
     assert flowmap.open_target(target.path).status()["state"].tolist() == ["done", "pending"]
     assert flowmap.load(target.path, shape=4).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("descr", ["|V0", "<U0", []])
+@pytest.mark.parametrize("fortran_order", [False, True])
+@pytest.mark.parametrize("options", [{}, {"mmap_mode": "r"}])
+def test_windows_without_bytes(
+    tmp_path: Path, descr: Any, fortran_order: bool, options: dict[str, Any]
+) -> None:
+    """Elements of no bytes are not copied one by one, however many a header tells of."""
+    shape = (3, 2**50) if fortran_order else (2**50, 3)
+    file = io.BytesIO()
+    npy_format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": fortran_order, "shape": shape}
+    )
+    path = tmp_path / "a.npy"
+    path.write_bytes(file.getvalue())
+    window = flowmap.load(path, offset=1, **options)
+    assert (window.shape, window.dtype) == ((shape[0] - 1, shape[1]), np.dtype(descr))
+    if not options:
+        file.seek(0)
+        assert flowmap.load(file, offset=1).shape == window.shape
