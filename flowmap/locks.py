@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import stat
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import LockTimeoutError, storage_error
+from flowmap.errors import LockTimeoutError, StorageError, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,12 +30,14 @@ def header_lock(sidecar: Path, timeout: float = TIMEOUT) -> Iterator[None]:
 
     Raises:
         LockTimeoutError: Somebody else held it all that time.
-        StorageError: The lock cannot be made here, or the file system has none.
+        StorageError: The lock cannot be made here, something else has its name, or the file
+            system has none.
     """
     # Imported late: filelock brings asyncio, which would double the time of import flowmap.
     from filelock import FileLock, Timeout  # noqa: PLC0415
 
     path = sidecar / "header.lock"
+    _refuse_odd(path)
     lock = FileLock(path, timeout=timeout, fallback_to_soft=False, preserve_lock_file=True)
     try:
         lock.acquire()
@@ -55,3 +58,14 @@ def header_lock(sidecar: Path, timeout: float = TIMEOUT) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _refuse_odd(path: Path) -> None:
+    """Refuse a link, pipe or device in the place of the lock, which are not even opened."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # taking the lock makes it, or tells why not
+        return
+    if not stat.S_ISREG(mode):
+        message = "the header lock is no regular file; remove what is there"
+        raise StorageError(errno.EINVAL, message, str(path))

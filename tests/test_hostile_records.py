@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +13,11 @@ from numpy.lib import format as npy_format
 from support import snapshot
 
 import flowmap
-from flowmap.errors import ForeignFileError
+from flowmap.errors import ForeignFileError, StorageError
 from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -57,6 +60,34 @@ def test_overwrite_stops_at_no_folder(target: flowmap.Target, name: str, there: 
         place.write_bytes(record)
     assert flowmap.open_target(target.path).status()["state"].tolist() == ["done", "pending"]
     assert flowmap.load(target.path, shape=4).tolist() == [0, 1, 2, 3]
+
+
+ODD: dict[str, Callable[[Path], None]] = {
+    "pipe": os.mkfifo,
+    "folder": lambda place: place.mkdir(),
+    "socket": lambda place: os.mknod(place, stat.S_IFSOCK | 0o600),
+    "link": lambda place: place.symlink_to("elsewhere"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("there", [False, True])
+def test_lock_that_is_no_file(tmp_path: Path, odd: str, there: bool) -> None:
+    """What is in the place of the lock and no file is refused, and not even opened."""
+    sidecar = Sidecar.of(tmp_path / "a.npy")
+    if there:
+        flowmap.allocate(tmp_path / "a.npy", 8, "<f8")
+        sidecar.lock.unlink()
+    else:
+        sidecar.folder.mkdir()
+    ODD[odd](sidecar.lock)
+    before = snapshot(tmp_path / "a.npy") if there else {}
+    with pytest.raises(StorageError, match=r"no regular file; remove.*header\.lock"):
+        flowmap.allocate(tmp_path / "a.npy", 8, "<f8", exist="overwrite")
+    assert (tmp_path / "a.npy").exists() is there
+    assert not (sidecar.folder / "elsewhere").exists()
+    if there:
+        assert snapshot(tmp_path / "a.npy") == before
 
 
 @pytest.mark.parametrize("descr", ["|V0", "<U0", []])
