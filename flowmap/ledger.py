@@ -20,7 +20,16 @@ import numpy as np
 
 from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error, told
 from flowmap.npy import Layout
-from flowmap.records import FINISHED, SLOT, SLOTS, SegmentRecord, checksum_matches
+from flowmap.records import (
+    ATTEMPTS,
+    FINISHED,
+    SEQUENCES,
+    SLOT,
+    SLOTS,
+    SegmentRecord,
+    checksum_matches,
+    is_possible,
+)
 from flowmap.storage import (
     CHUNK,
     PAGE,
@@ -221,6 +230,7 @@ class Claim:
     Raises:
         ClaimLostError: Another attempt claimed it since `record` was read.
         OtherJobError: The page holds records of another job, which are not written over.
+        DamagedJobError: No attempt can follow the one of `record`.
     """
 
     def __init__(
@@ -230,6 +240,11 @@ class Claim:
         work: str,
         **changes: Any,
     ) -> None:
+        if record.attempt + 1 >= ATTEMPTS:
+            what = (
+                f"tells of {record.attempt} attempts at {_name(record)}, and there is no next"
+            )
+            raise _damaged(ledger.path, what)
         self._ledger = ledger
         now = time.time()
         self.record = replace(
@@ -323,20 +338,20 @@ def _layout(count: int) -> Layout:
 def _newest(slots: NDArray[Any], job: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return which slot of each page counts: shape (pages,); -1 where none is valid."""
     ours = (slots["job"] == job.encode()) & (slots["segment"] == indices[:, None])
-    order = np.where(ours, (slots["attempt"].astype("u8") << 32) + slots["sequence"] + 1, 0)
+    order = np.where(ours, slots["attempt"].astype("u8") * SEQUENCES + slots["sequence"] + 1, 0)
     best = np.argmax(order, axis=1)
     pages = np.arange(len(slots))
     unchecked = np.nonzero(order[pages, best])[0]
     while unchecked.size:  # a torn newest slot leaves the one before it
-        bad = [
-            page
-            for page in unchecked
-            if not checksum_matches(slots[page, best[page]].tobytes())
-        ]
+        bad = [page for page in unchecked if not _counts(slots[page, best[page]].tobytes())]
         order[bad, best[bad]] = 0
         best[bad] = np.argmax(order[bad], axis=1)
         unchecked = np.array([page for page in bad if order[page, best[page]]], np.intp)
     return np.where(order[pages, best] > 0, best, -1)
+
+
+def _counts(slot: bytes) -> bool:
+    return checksum_matches(slot) and is_possible(slot)
 
 
 def _damaged(path: Path, what: str) -> DamagedJobError:

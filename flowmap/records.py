@@ -20,6 +20,14 @@ SLOTS: Final = 16
 FINISHED: Final = frozenset({"done", "written"})
 """The states of a segment all of whose rows were computed."""
 
+ATTEMPTS: Final = 2**28
+"""More than the largest number of an attempt, and likewise of a record within one.
+
+Together they are one number of 64 bits, by which records are ordered.
+"""
+SEQUENCES: Final = 2**36
+
+_STATES: Final = frozenset({b"pending", b"running", b"written", b"failed", b"damaged", b"done"})
 _HOST_BYTES: Final = 32
 REASON_BYTES: Final = 40
 
@@ -204,6 +212,21 @@ def checksum_matches(slot: bytes) -> bool:
     """Return whether the 256 bytes of a slot are what was once written, all of it."""
     body, checksum = slot[: _BODY.size], slot[_BODY.size :]
     return xxhash.xxh3_64_intdigest(body) == int.from_bytes(checksum, "little")
+
+
+def is_possible(slot: bytes) -> bool:
+    """Return whether an attempt can have written a slot, whose checksum anyone can make."""
+    fields = _BODY.unpack(slot[: _BODY.size])
+    attempt, sequence, state, start, stop, rows_done, rows_durable = fields[2:9]
+    *_, host, _, reason = fields
+    return (
+        attempt < ATTEMPTS
+        and sequence < SEQUENCES
+        and state.rstrip(b"\0") in _STATES
+        and 0 <= start <= stop
+        and 0 <= rows_durable <= rows_done <= stop - start
+        and (host + reason).isascii()
+    )
 
 
 def _text(field: bytes) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import xxhash
 from numpy.lib import format as npy_format
-from support import snapshot
+from support import snapshot, states
 
 import flowmap
-from flowmap.errors import ForeignFileError, StorageError
+from flowmap.errors import DamagedJobError, ForeignFileError, StorageError
+from flowmap.records import SLOT, SegmentRecord
 from flowmap.sidecar import Sidecar
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,3 +113,74 @@ def test_windows_without_bytes(
     if not options:
         file.seek(0)
         assert flowmap.load(file, offset=1).shape == window.shape
+
+
+def forge(target: flowmap.Target, changes: dict[str, Any]) -> None:
+    """Write a record of segment 1 with values that need not be possible, and a checksum."""
+    texts = {"state", "host", "reason"} & changes.keys()
+    plain = {name: value for name, value in changes.items() if name not in texts}
+    record = SegmentRecord(1, 4, 8, "running", attempt=1, work="0" * 32)
+    packed = bytearray(replace(record, **plain).pack(target.id))
+    assert SLOT.fields is not None
+    for name in texts:
+        offset, text = SLOT.fields[name][1], changes[name].encode("latin-1")
+        packed[offset : offset + len(text)] = text
+    packed[-8:] = xxhash.xxh3_64_intdigest(packed[:-8]).to_bytes(8, "little")
+    with Sidecar.of(target.path).ledger.open("r+b") as ledger:
+        ledger.seek(2 * PAGE)
+        ledger.write(packed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "finished"},
+        {"state": "\xff"},
+        {"attempt": 2**28},
+        {"attempt": 2**32 - 1},
+        {"sequence": 2**36},
+        {"sequence": 2**64 - 1},
+        {"attempt": 2**32 - 1, "sequence": 2**64 - 1},
+        {"start": -(2**63), "stop": 2**63 - 1},
+        {"start": 9},
+        {"rows_done": 9},
+        {"rows_done": -1, "rows_durable": -1},
+        {"rows_durable": 1},
+        {"host": "\xff"},
+        {"reason": "\xff"},
+    ],
+    ids=str,
+)
+def test_slots_that_cannot_be(target: flowmap.Target, changes: dict[str, Any]) -> None:
+    """A slot with the right checksum is none where no attempt can have written it."""
+    forge(target, changes)
+    assert states(target) == ["done", "pending"]
+    assert not flowmap.validate(target).ok
+    assert flowmap.load(target.path, masked=True).count() == 4
+    assert flowmap.fill_segment(target.segments[1], "arange").attempt == 1
+    assert flowmap.validate(target).ok
+
+
+@pytest.mark.parametrize("sequence", [0, 2**36 - 1])
+def test_a_forged_record_is_followed(target: flowmap.Target, sequence: int) -> None:
+    """Whatever number a record has, that of the next attempt counts for more."""
+    forge(target, {"attempt": 2**28 - 2, "sequence": sequence})
+    assert states(target) == ["done", "running"]
+    assert flowmap.fill_segment(target.segments[1], "arange").attempt == 2**28 - 1
+    assert flowmap.validate(target).ok
+
+
+def test_there_is_no_attempt_after_the_last(target: flowmap.Target) -> None:
+    """A record that no attempt can follow is damage, and the error says what to do."""
+    forge(target, {"attempt": 2**28 - 1})
+    before = snapshot(target.path)
+    for use in (
+        lambda: flowmap.fill_segment(target.segments[1], "arange"),
+        lambda: flowmap.write_segment(target.segments[1], np.ones(4)),
+        lambda: flowmap.reset(target, 1),
+    ):
+        with pytest.raises(DamagedJobError, match=r"no next: .* Restore it from a copy"):
+            use()
+    after = snapshot(target.path)
+    assert {name: after[name] for name in before} == before
+    assert not flowmap.validate(target).ok
