@@ -243,16 +243,19 @@ def storage_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> S
 
 @contextlib.contextmanager
 def told(doing: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an `OSError` of a `with` block into flowmap's.
+    """Turn an `OSError` of a `with` block into flowmap's, and a `MemoryError` into ENOMEM.
 
     Args:
         doing: As in `storage_error`.
         path: The file it happens to.
 
     Raises:
-        StorageError: The block raised an `OSError`.
+        StorageError: The block raised one of them.
     """
     try:
         yield
     except OSError as error:
         raise storage_error(error, doing, path) from error
+    except MemoryError as error:
+        what = f"{doing.partition(';')[0]}: there is no memory for so much; take less at once"
+        raise StorageError(errno_module.ENOMEM, what, os.fspath(path)) from error

@@ -163,7 +163,7 @@ def _read_object(file: Any, most: int, offset: Any, shape: Any) -> NDArray[Any]:
             filled += len(data)
         return filled
 
-    with _ending_told(name):
+    with told("cannot read the window", name), _ending_told(name):
         values = window.read(read_at)
     file.seek(begin + layout.nbytes)
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -16,6 +17,7 @@ from support import snapshot, states
 
 import flowmap
 from flowmap.errors import DamagedJobError, ForeignFileError, StorageError
+from flowmap.npy import Layout
 from flowmap.records import SLOT, SegmentRecord
 from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
@@ -184,3 +186,11 @@ def test_there_is_no_attempt_after_the_last(target: flowmap.Target) -> None:
     after = snapshot(target.path)
     assert {name: after[name] for name in before} == before
     assert not flowmap.validate(target).ok
+
+
+def test_more_bytes_than_memory() -> None:
+    """A window that no memory can hold is an error of the system, which says what to do."""
+    header = Layout.of(2**58, "<f8", fortran_order=False).header()
+    with pytest.raises(StorageError, match="no memory for so much; take less") as caught:
+        flowmap.load(io.BytesIO(header), offset=1)
+    assert caught.value.errno == errno.ENOMEM
