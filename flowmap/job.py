@@ -108,7 +108,7 @@ class Job:
             ValueError, TypeError, KeyError, AttributeError: It was made by another version of
                 flowmap, or says what no job can be.
         """
-        if document["format"] != FORMAT:
+        if whole("format", document["format"]) != FORMAT:
             raise ValueError(f"format {document['format']} instead of {FORMAT}")
         runs = tuple((count, rows) for count, rows in document["segments"])
         if set(map(type, itertools.chain(*runs))) - {int}:

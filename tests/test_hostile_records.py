@@ -20,7 +20,7 @@ from flowmap.errors import DamagedJobError, ForeignFileError, StorageError
 from flowmap.npy import Layout
 from flowmap.records import SLOT, SegmentRecord
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE
+from flowmap.storage import PAGE, publish_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,3 +194,11 @@ def test_more_bytes_than_memory() -> None:
     with pytest.raises(StorageError, match="no memory for so much; take less") as caught:
         flowmap.load(io.BytesIO(header), offset=1)
     assert caught.value.errno == errno.ENOMEM
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", None, 2])
+def test_a_job_of_no_version(target: flowmap.Target, version: object) -> None:
+    """A `job.json` whose version only equals the number that it must be is no job."""
+    publish_json(Sidecar.of(target.path).job, target.job.document() | {"format": version})
+    with pytest.raises(DamagedJobError, match=r"job\.json is damaged"):
+        flowmap.open_target(target.path)
