@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import operator
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -41,6 +42,9 @@ _VERSIONS: Final = {
     (3, 0): ("<I", "utf-8"),
 }
 """How each version writes the length of the header, and its text."""
+
+_LONG: Final = re.compile(r"(?<=[0-9a-fA-F])[ \f\t]*L\b")
+"""What Python 2 wrote behind a whole number, wherever NumPy takes it for that."""
 
 
 class Readable(Protocol):
@@ -230,10 +234,11 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
     payload = text.encode("ascii", "backslashreplace")  # up to ten for a character
     source = io.BytesIO(struct.pack("<I", len(payload)) + payload)
     try:
-        if version == (3, 0) or not text.isascii():
-            # None that Python 2 wrote: what NumPy tries on such takes time that grows with the
-            # square of the length, which the escapes have made ten times what it was.
-            ast.parse(payload.decode().lstrip(" \t"), mode="eval")
+        # NumPy looks for what Python 2 wrote in whatever is not Python 3, which takes time that
+        # grows with the square of the length and more: only where nothing else is odd.
+        literal = payload.decode().lstrip(" \t")
+        old = version != (3, 0) and text.isascii()
+        ast.parse(_LONG.sub("", literal) if old else literal, mode="eval")
         found = npy_format.read_array_header_2_0(source, max_header_size=10 * most)
     except (ValueError, Warning):
         raise

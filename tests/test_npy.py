@@ -404,8 +404,11 @@ class TestRead:
 
     @pytest.mark.parametrize(
         ("version", "text"),
-        [(3, "\\'\U0001f600" * 3000), (3, "(3L,)"), (2, "\\'\xe9" * 3000), (1, "\xe9 3L")],
-        ids=["long", "Python 2's", "Latin-1", "short"],
+        [
+            *((3, "\\'\U0001f600" * 3000), (3, "(3L,)"), (2, "\\'\xe9" * 3000), (1, "\xe9 3L")),
+            *((1, "{" + " " * 9000 + "\0"), (1, "{" + " " * 4000 + "$ 3L}"), (2, "\\'" * 4000)),
+        ],
+        ids=["long", "Python 2's", "Latin-1", "short", "zero", "spaces", "quotes"],
     )
     def test_not_python(self, monkeypatch: pytest.MonkeyPatch, version: int, text: str) -> None:
         """Only what Python 2 can have written is tokenised, in ever longer a time, as such."""
@@ -420,6 +423,21 @@ class TestRead:
         file = io.BytesIO(npy_format.magic(version, 0) + length + encoded)
         with monkeypatch.context() as patch:
             patch.setattr("tokenize.generate_tokens", tokenise)
-            with pytest.raises(ValueError, match="Cannot parse header"):
+            with pytest.raises(ValueError, match=r"Cannot parse header|null bytes"):
                 read_header(file)
         assert not tokenised
+
+    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize(
+        "shape", ["(3L, 20L)", "(3L,)", "(3L , 20)", "(3 L, 0x1FL)", "(1_0L,)", "(3\tL, )"]
+    )
+    @pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning")
+    def test_python_2(self, version: int, shape: str) -> None:
+        """What that wrote, or NumPy takes for such, is read as NumPy reads it."""
+        text = (
+            f"{{'descr': [('10L', '<f8', (2L,))], 'fortran_order': False, 'shape': {shape}}}\n"
+        )
+        length = len(text).to_bytes(2 if version == 1 else 4, "little")
+        file = io.BytesIO(npy_format.magic(version, 0) + length + text.encode() + bytes(5000))
+        layout, array = read_header(file), np.load(io.BytesIO(file.getvalue()))
+        assert layout == Layout(array.shape, array.dtype, fortran_order=False)
