@@ -224,7 +224,8 @@ def is_possible(slot: bytes) -> bool:
         and sequence < SEQUENCES
         and state.rstrip(b"\0") in _STATES
         and 0 <= start <= stop
-        and 0 <= rows_durable <= rows_done <= stop - start
+        and 0 <= rows_done <= stop - start
+        and 0 <= rows_durable <= stop - start
         and (host + reason).isascii()
     )
 
