@@ -196,8 +196,7 @@ class Ledger:
         Raises:
             StorageError: It cannot be written.
         """
-        slot = 2 * (record.attempt % (SLOTS // 2)) + record.sequence % 2
-        first, last = slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
+        first, last = _slot_of(record)
         packed = record.pack(self._job)
         doing = f"{_name(record)}: cannot record progress; free some space, run again"
         with told(doing, self.path):
@@ -271,6 +270,7 @@ class Claim:
         if record.state in FINISHED:  # damage to one slot must not bring that record back
             self.record = replace(self.record, sequence=1)
             self._page = ledger.write(self.record, self._page)
+        self._claimed = self.record.sequence
         self.check()
 
     def check(self) -> None:
@@ -284,9 +284,17 @@ class Claim:
             return
         mine = self.record
         found = self._ledger.newest(page, mine.index, mine.start, mine.stop)
-        if _whose(found) != _whose(mine):
-            raise self._lost(found)
-        self._page = page
+        if _whose(found) == _whose(mine):
+            # A claim of the same number that was slow to be written, and took both slots, saw
+            # nothing of this one. Of one that gave up there is no more than the claim.
+            first, last = _slot_of(mine)
+            others = page[:first] + bytes(last - first) + page[last:]
+            found = self._ledger.newest(others, mine.index, mine.start, mine.stop)
+            gone_on = found.attempt == mine.attempt and found.sequence > self._claimed
+            if found.token == mine.token or not gone_on:
+                self._page = page
+                return
+        raise self._lost(found)
 
     def _lost(self, found: SegmentRecord) -> ClaimLostError:
         mine = self.record
@@ -311,6 +319,12 @@ class Claim:
 
 def _name(record: SegmentRecord) -> str:
     return f"segment {record.index:04d} [{record.start}:{record.stop}]"
+
+
+def _slot_of(record: SegmentRecord) -> tuple[int, int]:
+    """Return the first byte in its page, and the last, that a record owns by its numbers."""
+    slot = 2 * (record.attempt % (SLOTS // 2)) + record.sequence % 2
+    return slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
 
 
 def _whose(record: SegmentRecord) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -305,6 +306,27 @@ def test_equal_claims_at_the_same_moment(ledger: Ledger, records_before: int) ->
         assert len(survivors) == 1
         survivors[0].check()
         assert now(ledger).token == survivors[0].record.token
+
+
+@pytest.mark.parametrize("records", [3, 4, 5, 6])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_equal_claims_that_both_went_on(ledger: Ledger, records: int, goes_on: bool) -> None:
+    """Who was written over between its look and its record finds the other beside it."""
+    claim(ledger).note(state="done", rows_done=STOP)
+    with Interleaved(ledger.path, JOB, 3, write=True) as held:
+        first = claim(held)  # of what is done: in two records
+        for count in range(records):
+            first.note(rows_done=count)
+        rival = dataclasses.replace(first.record, token="f" * 32)
+
+        def other() -> None:
+            for sequence in range(records + 2 if goes_on else 2):
+                ledger.write(dataclasses.replace(rival, sequence=sequence), ledger.page(0))
+
+        held.between = other
+        first.note(state="done", rows_done=STOP)
+        with pytest.raises(ClaimLostError) if goes_on else contextlib.nullcontext():
+            first.check()
 
 
 def test_a_claim_is_not_made_on_what_is_done_meanwhile(ledger: Ledger) -> None:
