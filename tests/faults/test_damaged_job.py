@@ -80,6 +80,11 @@ HARMLESS = frozenset(
 """What may have another value of the right kind without any byte being sought elsewhere."""
 
 
+def comparable(document: dict[str, Any]) -> Any:
+    """Return a document of which a NaN equals itself."""
+    return json.loads(json.dumps(document), parse_constant=str)
+
+
 def job_faults(target: Target, document: dict[str, Any]) -> Iterator[str]:
     """Put a document in the place of `job.json`; tell what is neither refused nor harmless."""
     file, content = Sidecar.of(target.path).job, target.path.read_bytes()
@@ -97,7 +102,7 @@ def job_faults(target: Target, document: dict[str, Any]) -> Iterator[str]:
     try:
         job = flowmap.open_target(target.path).job
         harmless = {name: document[name] for name in HARMLESS}
-        if job.document() != good | harmless:
+        if comparable(job.document()) != comparable(good | harmless):
             yield f"{document} is taken"
         kind = FlowmapError  # it is another job, that can be
     except FlowmapError:
