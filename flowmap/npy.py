@@ -205,8 +205,8 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
     """Read the header of a `.npy` file, and leave the file where the data begins.
 
     One of NumPy's public readers parses it, that of version 2. The versions differ in the bytes
-    of the length and in the encoding only: what is not ASCII is handed over as escapes, which
-    mean the same in a literal.
+    of the length and in the encoding only: a literal that is not ASCII is handed over as one
+    that means the same, with escapes.
 
     Args:
         file: Open for reading, at the magic.
@@ -231,14 +231,16 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
             f"Header of {length} bytes is large, and parsing more than {most} characters may "
             "not be safe; if you trust the file, pass a larger max_header_size"
         )
-    payload = text.encode("ascii", "backslashreplace")  # up to ten for a character
-    source = io.BytesIO(struct.pack("<I", len(payload)) + payload)
     try:
         # NumPy looks for what Python 2 wrote in whatever is not Python 3, which takes time that
         # grows with the square of the length and more: only where nothing else is odd.
-        literal = payload.decode().lstrip(" \t")
+        literal = text.lstrip(" \t")
         old = version != (3, 0) and text.isascii()
-        ast.parse(_LONG.sub("", literal) if old else literal, mode="eval")
+        tree = ast.parse(_LONG.sub("", literal) if old else literal, mode="eval")
+        if not text.isascii():
+            literal = ast.unparse(tree)  # no odd backslash before what becomes an escape
+        payload = literal.encode("ascii", "backslashreplace")  # up to ten for a character
+        source = io.BytesIO(struct.pack("<I", len(payload)) + payload)
         found = npy_format.read_array_header_2_0(source, max_header_size=10 * most)
     except (ValueError, Warning):
         raise

@@ -427,6 +427,18 @@ class TestRead:
                 read_header(file)
         assert not tokenised
 
+    @pytest.mark.parametrize(
+        "name", [r"'\é'", r"r'é'", r"r'\é'", r"'\\\é'", r"'\\é'", "(..., 'é')"]
+    )
+    @pytest.mark.filterwarnings("ignore:invalid escape")
+    def test_escapes(self, name: str) -> None:
+        """A name beyond ASCII is read as NumPy reads it, however it is written."""
+        text = f"{{'descr': [({name}, '<f8')], 'fortran_order': False, 'shape': (3,)}}\n"
+        file = io.BytesIO(len(text).to_bytes(2, "little") + text.encode("latin-1"))
+        shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
+        header = npy_format.magic(1, 0) + file.getvalue()
+        assert read_header(io.BytesIO(header)) == Layout(shape, dtype, fortran_order)
+
     @pytest.mark.parametrize("version", [1, 2])
     @pytest.mark.parametrize(
         "shape", ["(3L, 20L)", "(3L,)", "(3L , 20)", "(3 L, 0x1FL)", "(1_0L,)", "(3\tL, )"]
