@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final
@@ -99,6 +100,21 @@ def ensure(truth: object, what: str) -> None:
         raise HarmError(what)
 
 
+class Refusable:
+    """Lets a block be refused by an error of some kinds, which says why."""
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        refused = isinstance(error, self._kinds)
+        ensure(not refused or str(error), f"{error!r} says nothing")
+        return refused
+
+
 class Attack:
     """One attack of the fuzzer.
 
@@ -146,31 +162,30 @@ class Headers(Attack):
     def case(self, data: bytes) -> None:
         """Read the header as NumPy does, and refuse what no array has."""
         file, found = io.BytesIO(data), None
-        with watched(), contextlib.suppress(ValueError):
+        with watched(), Refusable(ValueError):
             layout = read_header(file)
             found = layout.shape, layout.fortran_order, layout.dtype
-        expected, end = _numpys(data, patient=found is not None or len(data) < 500)
+        expected, end = _numpys(data)
         # A dtype with texts of any length is not equal to its like.
         same = found == expected or repr(found) == repr(expected)
         ensure(same, f"{found} was read where NumPy has {expected}")
         ensure(found is None or file.tell() == end, f"the data begins at {end}")
 
 
-def _numpys(data: bytes, *, patient: bool) -> tuple[Any, int]:
+def _numpys(data: bytes) -> tuple[Any, int]:
     """Return what NumPy reads, if an array can be so, and where the data begins.
 
-    Args:
-        data: Of the file.
-        patient: Whether to let it look for what Python 2 wrote, which may take seconds.
+    Of what is no literal, NumPy takes some that Python 2 cannot have written, too: not here.
     """
     file = io.BytesIO(data)
     try:
         version = npy_format.read_magic(file)
         begin = file.tell() + (2 if version == (1, 0) else 4)
         end = begin + int.from_bytes(data[file.tell() : begin], "little")
-        if not patient:
-            encoding = "utf-8" if version == (3, 0) else "latin-1"
-            ast.literal_eval(data[begin:end].decode(encoding))
+        text = data[begin:end].decode("utf-8" if version == (3, 0) else "latin-1")
+        old = version != (3, 0) and text.isascii()  # and so may be of Python 2, with its 1L
+        ast.literal_eval(re.sub(r"(?<=[\da-fA-F])[ \f\t]*L\b", "", text) if old else text)
+        file.seek(8)
         reader = np.lib._format_impl._read_array_header  # type: ignore[attr-defined]
         shape, order, dtype = reader(file, version)
     except Exception:  # noqa: BLE001 -- whatever NumPy comes to
@@ -230,7 +245,7 @@ class Parameters(Attack):
         # Into a folder that is not there: no allocation can come further than its checks.
         path = asked.get("path")
         asked["path"] = f"{self.folder}/none/so/deep/{path}" if isinstance(path, str) else path
-        with watched(), contextlib.suppress(*_REFUSALS):
+        with watched(), Refusable(*_REFUSALS):
             known = flow.fill_array.validate_parameters(asked)
             for name in ("executor", "workers", "finite"):
                 known.pop(name, None)

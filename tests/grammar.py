@@ -100,7 +100,8 @@ def _descr(rng: random.Random, depth: int) -> str:
         return rng.choice(_ATOMS)
     if which < 0.67:
         return f"({_descr(rng, depth + 1)}, {_shape(rng)})"
-    fields = [_field(rng, depth + 1) for _ in range(rng.choice([0, 1, 1, 2, 3]))]
+    count = 300 if depth == 0 and which > 0.995 else rng.choice([0, 1, 1, 2, 3])
+    fields = [_field(rng, depth + 1) for _ in range(count)]
     return "[" + "".join(f"{field}, " for field in fields) + "]"
 
 

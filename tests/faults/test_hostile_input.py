@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 CASES = {
-    "headers": (16_000, 9_000_000),
+    "headers": (14_000, 9_000_000),
     "documents": (4_000, 700_000),
     "targets": (1_000, 200_000),
     "slots": (1_000, 120_000),
