@@ -132,7 +132,7 @@ class Ledger:
     def newest(self, page: bytes, index: int, start: int, stop: int) -> SegmentRecord:
         """Return the record that counts of a page."""
         slots = np.frombuffer(page, SLOT)[None]
-        best = _newest(slots, self._job, np.array([index]))
+        best = _newest(slots, self._job, np.array([[index, start, stop]]))
         if best[0] < 0:
             return SegmentRecord(index, start, stop)
         return SegmentRecord.unpack(slots[0, best[0]].tobytes())
@@ -178,7 +178,8 @@ class Ledger:
             with told("cannot read the ledger; look at the disk", self.path):
                 read_into(self._descriptor, pages, self._offset + first * PAGE)
             slots = pages.view(SLOT).reshape(-1, SLOTS)
-            best = _newest(slots, self._job, np.arange(first, last))
+            places = np.column_stack([np.arange(first, last), bounds[first:last]])
+            best = _newest(slots, self._job, places)
             (known,) = np.nonzero(best >= 0)
             chosen[first + known] = slots[known, best[known]]
         return chosen
@@ -349,9 +350,17 @@ def _layout(count: int) -> Layout:
     return Layout((count, SLOTS), SLOT, fortran_order=False)
 
 
-def _newest(slots: NDArray[Any], job: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return which slot of each page counts: shape (pages,); -1 where none is valid."""
-    ours = (slots["job"] == job.encode()) & (slots["segment"] == indices[:, None])
+def _newest(slots: NDArray[Any], job: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return which slot of each page counts: shape (pages,); -1 where none is valid.
+
+    Args:
+        slots: Shape (pages, SLOTS).
+        job: The job's id.
+        places: Shape (pages, 3): the segment's number, start and stop of each page.
+    """
+    ours = slots["job"] == job.encode()
+    for name, values in zip(("segment", "start", "stop"), places.T, strict=True):
+        ours &= slots[name] == values[:, None]
     order = np.where(ours, slots["attempt"].astype("u8") * SEQUENCES + slots["sequence"] + 1, 0)
     best = np.argmax(order, axis=1)
     pages = np.arange(len(slots))

@@ -219,11 +219,12 @@ def _a_failed_check_marks(patch: Patch) -> None:
 def _records_of_any(patch: Patch) -> None:
     real = flowmap.ledger._newest
 
-    def newest(slots: NDArray[Any], job: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def newest(slots: NDArray[Any], job: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
         pages = []
         for page in slots:
-            job, index = max(page["job"].tolist()).decode(), page["segment"].max()
-            pages.append(real(page[None], job, np.array([index]))[0])
+            job = max(page["job"].tolist()).decode()
+            place = [page[name].max() for name in ("segment", "start", "stop")]
+            pages.append(real(page[None], job, np.array([place], np.int64))[0])
         return np.array(pages, np.int64)
 
     patch(flowmap.ledger, "_newest", newest)

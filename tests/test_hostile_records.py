@@ -145,6 +145,8 @@ def forge(target: flowmap.Target, changes: dict[str, Any]) -> None:
         {"attempt": 2**32 - 1, "sequence": 2**64 - 1},
         {"start": -(2**63), "stop": 2**63 - 1},
         {"start": 9},
+        {"stop": 2**62},
+        {"start": 0, "stop": 4, "rows_done": 4, "state": "done\0\0\0"},
         {"rows_done": 9},
         {"rows_done": -1},
         {"rows_durable": 5},
