@@ -331,7 +331,7 @@ class Slots(_Jobs):
             attempt, sequence = int(slot["attempt"]), int(slot["sequence"])
             possible = (
                 xxhash.xxh3_64_intdigest(body) == slot["checksum"]
-                and 0 <= slot["start"] <= slot["stop"]
+                and (slot["start"], slot["stop"]) == bounds
                 and min(done, durable) >= 0
                 and max(done, durable) <= slot["stop"] - slot["start"]
                 and slot["state"] in b"pending running written failed damaged done".split()
