@@ -255,6 +255,7 @@ class Parameters(Attack):
         ensure(not any(self.folder.iterdir()), "something was made")
 
 
-for _name in ("utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
-    codecs.lookup(_name)  # which JSON may be in: loaded at the first use
+_ENCODINGS: Final = ("utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+for _name in (*_ENCODINGS, "unicode_escape"):
+    codecs.lookup(_name)  # what JSON may be in, and f-strings are written with: loaded late
 warnings.filterwarnings("ignore")  # of NumPy's, of headers that say what was said long ago
