@@ -163,8 +163,6 @@ class _Validation:
                     segment,
                     f"is not done but {_STATES[record.state]}{reason}: run the job again.",
                 )
-            elif (record.start, record.stop) != (segment.start, segment.stop):
-                self._problem(segment, f"was recorded as [{record.start}:{record.stop}].")
 
     def _sync(self) -> None:
         """Bring what was left unsynced to the disk; where that fails, trust none of it.
