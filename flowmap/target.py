@@ -147,9 +147,9 @@ class Target:
             NotFoundError, ForeignFileError: It was removed since, or its records were.
             DamagedJobError: The job or the ledger cannot be read.
         """
-        bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
         try:
-            with self.job.ledger() as ledger:
+            with self.job.ledger() as ledger:  # of so many segments, before they are listed
+                bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
                 slots = ledger.read_all(bounds)
         finally:  # not before: an overwrite removes job.json first, and the ledger then
             refuse_replaced(self.job)

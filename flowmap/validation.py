@@ -115,13 +115,14 @@ class _Validation:
         self.job = job
         self.target = target
         self.mixed = mixed
-        self.segments = job.segments()
+        self.segments: tuple[Segment, ...] = ()
         self.problems: list[str] = []
         self.bad: set[int] = set()
 
     def report(self, check: Check | None, *, finite: bool, mark: bool) -> ValidationReport:
         try:
-            with self.job.ledger() as ledger:
+            with self.job.ledger() as ledger:  # of so many segments, before they are listed
+                self.segments = self.job.segments()
                 records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
         except (DamagedJobError, StorageError) as error:
             why = tuple(_unseal(self.job) if mark else [])

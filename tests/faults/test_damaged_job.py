@@ -168,6 +168,22 @@ def test_a_job_of_another_layout_is_refused(tmp_path: Path, figures: Figures) ->
         figures.add("damage", "job.json of another layout")
 
 
+def test_segments_that_no_ledger_has_are_not_listed(tmp_path: Path, figures: Figures) -> None:
+    """A job of 2**50 segments without bytes, which fits to its target, is refused at once."""
+    target = flowmap.allocate(tmp_path / "a.npy", (5, 0), "<f8", segments=5)
+    header = Layout.of((2**50, 0), "<f8", fortran_order=False).header()
+    target.path.write_bytes(header)
+    file = Sidecar.of(target.path).job
+    changes = {"shape": [2**50, 0], "segments": [[2**50, 1]], "header": header_digest(header)}
+    publish_json(file, read_json(file) | changes)
+    many = flowmap.open_target(target.path)
+    for use in (many.status, many.masked, lambda: flowmap.fill(many, "arange")):
+        with pytest.raises(DamagedJobError, match=r"ledger\.npy has .* bytes instead of"):
+            use()
+    assert "ledger.npy has" in str(flowmap.validate(many))
+    figures.add("damage", "job.json of more segments than its ledger")
+
+
 def test_values_that_are_taken_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
