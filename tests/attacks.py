@@ -27,9 +27,11 @@ from prefect import exceptions
 from support import saved
 
 import flowmap
-from flowmap import flow
+from flowmap import fillers, flow
 from flowmap.errors import FlowmapError
 from flowmap.npy import Layout, read_header
+from flowmap.segments import Block
+from flowmap.work import Work
 
 if TYPE_CHECKING:
     import random
@@ -253,6 +255,55 @@ class Parameters(Attack):
             flowmap.allocate(**known)
             raise HarmError(f"allocated where no folder is: {known}")
         ensure(not any(self.folder.iterdir()), "something was made")
+
+
+class Values(Attack):
+    """The arguments of the fillers that come along, which fill what they can be put into."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # To look for them takes milliseconds.
+        fillers._entry_points = functools.cache(fillers._entry_points)
+
+    def seeds(self) -> list[bytes]:
+        """Return what can be filled, of each kind."""
+        return [
+            json.dumps({"dtype": dtype, "filler": filler, "arguments": arguments}).encode()
+            for dtype, filler, arguments in (
+                ("<c16", "constant", {"value": "1+2j"}),
+                ("<M8[s]", "constant", {"value": "2026-01-01"}),
+                ("S3", "constant", {"value": "abc"}),
+                ([["t", "<f8"], ["v", "<f4", [3]]], "constant", {"value": [0, [1, 2, 3]]}),
+                ("<i4", "arange", {"start": -1, "step": 3}),
+                ("<f8", "linspace", {"start": 0, "stop": "1e3", "num": 3}),
+                ("<u2", "random", {"seed": 1, "low": 0, "high": 9}),
+            )
+        ]
+
+    def grow(self, rng: random.Random, case: bytes) -> bytes:
+        """Return one in which a value is hostile."""
+        known = json.loads(rng.choice(self.seeds()))
+        with contextlib.suppress(ValueError, RecursionError, TypeError):
+            known |= json.loads(case)
+        if rng.random() < 0.7:
+            known["arguments"] = grammar.changed(rng, known["arguments"])
+            return json.dumps(known).encode()
+        return json.dumps(grammar.changed(rng, known)).encode()
+
+    def case(self, data: bytes) -> None:
+        """Fill three rows, or be refused."""
+        try:
+            asked = json.loads(data)
+            dtype, filler, arguments = (asked[n] for n in ("dtype", "filler", "arguments"))
+        except (ValueError, RecursionError, TypeError, KeyError):
+            return
+        if ":" in str(filler):  # "module:function" is imported
+            return
+        with watched(), Refusable(FlowmapError):
+            layout = Layout.of(3, dtype, fortran_order=False)
+            work = Work.of(filler, arguments)
+            if layout.row_bytes < 1 << 16:
+                work(np.zeros(layout.shape, layout.dtype), Block(0, 3, 0))
 
 
 _ENCODINGS: Final = ("utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")

@@ -20,7 +20,10 @@ from attacks import Attack, Headers, Refusable, ensure, watched
 import flowmap
 from flowmap import lease, sealing
 from flowmap.errors import DamagedJobError, FlowmapError, JobBusyError, StorageError
+from flowmap.ledger import _layout
+from flowmap.npy import Layout, header_digest
 from flowmap.records import FINISHED, SLOT, SegmentRecord
+from flowmap.segments import Plan
 from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE, _checksum
 
@@ -229,6 +232,55 @@ class Documents(_Jobs):
         ensure(type(job.reserve) is bool, "no flag")
         ensure(0 <= job.checkpoint_seconds < math.inf, "no seconds")
         ensure(job.work is None or {"filler", "fingerprint"} <= job.work.keys(), "no work")
+
+
+class Forged(_Jobs):
+    """A target, its `job.json` and its ledger, all of which fit to a document."""
+
+    def seeds(self) -> list[bytes]:
+        """Return the document as it is, and that of another layout."""
+        other = {"shape": [3, 0], "dtype": [["a", "<i4"], ["b", "S3", [2]]]}
+        return [json.dumps(self.job.document() | each).encode() for each in ({}, other)]
+
+    def grow(self, rng: random.Random, case: bytes) -> bytes:
+        """Return one with another shape, or another value in one of its fields."""
+        known = self.job.document()
+        with contextlib.suppress(ValueError, RecursionError, TypeError):
+            known |= json.loads(case)
+        changed: Any
+        if rng.random() < 0.3:
+            changed = {"shape": rng.choices((0, 1, 3, 2**50), k=rng.choice((0, 1, 2, 3)))}
+        else:
+            name = rng.choice(("shape", "dtype", "segments", "fortran_order", *known))
+            changed = grammar.changed(rng, {name: known[name]})
+        return json.dumps(known | changed if isinstance(changed, dict) else changed).encode()
+
+    def case(self, data: bytes) -> None:
+        """Look at the target; what can be opened has as many bytes and rows as it says."""
+        try:
+            document = json.loads(data)
+            layout = Layout.recorded(*map(document.get, ("shape", "dtype", "fortran_order")))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return
+        header, count = layout.header(), 2
+        document |= {"data_offset": len(header), "header": header_digest(header)}
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            runs = [(number, rows) for number, rows in document["segments"]]
+            if Plan(tuple(runs)).rows != layout.rows:
+                runs = [(layout.rows, 1)] if layout.rows else []
+            document["segments"], count = runs, len(Plan(tuple(runs)))
+        self.put(self.path, header + bytes(min(layout.nbytes, _ROOM)))
+        self.put(self.sidecar.job, _signed(document))
+        self.put(self.sidecar.ledger, _layout(count).header() + bytes(PAGE * min(count, 9)))
+        target = self.look(thorough=True)
+        if target is not None:
+            ensure(target.job.plan.rows == layout.rows == target.job.layout.rows, "other rows")
+            ensure(target.job.size == self.path.stat().st_size, "other bytes")
+            array = target.asarray()
+            ensure((array.shape, array.dtype) == (layout.shape, layout.dtype), "another array")
+
+    def _validate(self) -> None:
+        flowmap.validate(self.path, mark=False)
 
 
 def _signed(document: Any) -> bytes:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 import atheris
 
 with atheris.instrument_imports(include=["flowmap", "numpy.lib._format_impl"]):
-    from attacks import Attack, HarmError, Headers, Parameters
-    from attacks_on_jobs import Documents, Slots, Targets
+    from attacks import Attack, HarmError, Headers, Parameters, Values
+    from attacks_on_jobs import Documents, Forged, Slots, Targets
 from planted import BUGS
 
 import flowmap
@@ -42,8 +42,10 @@ ATTACKS: Final[dict[str, type[Attack]]] = {
     "headers": Headers,
     "documents": Documents,
     "targets": Targets,
+    "forged": Forged,
     "slots": Slots,
     "parameters": Parameters,
+    "values": Values,
 }
 _ROOM: Final = 3 << 30  # bytes of memory beyond what the process has when it begins
 _LONGEST: Final = 16_000  # bytes of a case
@@ -52,6 +54,7 @@ _PLAIN: Final = {"seed": 1, "seconds": 10, "bug": None, "case": None}
 _MODULES: Final = (
     *("npy", "dtypes", "windows", "mapping", "loading", "job", "ledger", "records", "lease"),
     *("sealing", "target", "segments", "arguments", "storage", "alloc", "work", "flow"),
+    *("values", "sequences"),
 )
 """Those whose lines are counted."""
 

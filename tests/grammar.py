@@ -22,6 +22,8 @@ _KINDS: Final = _words(r"""
 S-1 i4,f8 2i4 (2,)i4 O,i4 < f16 float a5 <M8[2s/3] ((( i4\x00 \ud800 \u0416
 """)
 
+_PLAIN: Final = _words("<f8 <i4 u1 S3")
+
 _ATOMS: Final = _words(
     r"""
 None True False 1.0 1e999 1j b'x' '' () [] {} {1} ... x -1 --1 1+1j 3L f'{1}' __import__('os')
@@ -66,7 +68,8 @@ def header(rng: random.Random) -> bytes:
         rng.shuffle(keys)
     space = rng.choice(["", " ", " ", " ", "\n", "\t", " # x\n", "\\\n", "\f"])
     text = "{" + ",".join(f"{space}'{key}':{space}{value}" for key, value in keys)
-    text += rng.choice([", }", "}", ",}", "", ",,}", "}}", "} }", "};", "}\0", "} #"])
+    odd = ["", ",,}", "}}", "} }", "};", "}\0", "} #"]
+    text += rng.choice(odd if rng.random() < 0.1 else [", }", "}", ",}"])
     text += " " * rng.choice([0, 0, 1, 63, 64, 4000]) + rng.choice(["\n", "", "\n\n"])
     return encoded(rng, text)
 
@@ -95,7 +98,7 @@ def _descr(rng: random.Random, depth: int) -> str:
         levels = rng.randrange(120)
         return first * levels + "'<i4'" + last * levels
     if which < 0.5 or depth > 5:
-        return f"'{rng.choice(_KINDS)}'"
+        return f"'{rng.choice(_KINDS if rng.random() < 0.5 else _PLAIN)}'"
     if which < 0.55:
         return rng.choice(_ATOMS)
     if which < 0.67:
@@ -131,7 +134,8 @@ def _shape(rng: random.Random) -> str:
 
 
 def _flag(rng: random.Random) -> str:
-    return rng.choice(["True", "False", "False", "False", "0", "1", "2", "None", "'F'"])
+    odd = rng.random() < 0.1
+    return rng.choice(["0", "1", "2", "None", "'F'"] if odd else ["True", "False", "False"])
 
 
 def changed(rng: random.Random, document: Any) -> Any:

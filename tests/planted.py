@@ -13,9 +13,11 @@ import flowmap.mapping
 import flowmap.npy
 import flowmap.sealing
 import flowmap.storage
+import flowmap.values
 from flowmap.job import Job
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout
+from flowmap.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,6 +156,16 @@ BUGS: Final = {
         "slots",
         "is not",
         _replaced(Ledger, "page", lambda real, *of: real(*of)[:-256] + bytes(256)),
+    ),
+    "segments before the ledger": Bug(
+        "forged",
+        "timeout",
+        _replaced(Target, "status", lambda real, target: (target.segments, real(target))[1]),
+    ),
+    "large values": Bug(
+        "values",
+        "OverflowError",
+        lambda: setattr(flowmap.values, "OverflowError", LookupError),
     ),
     "a folder before the checks": Bug(
         "parameters", "allocated where", _replaced(flowmap.alloc, "absolute", _early)

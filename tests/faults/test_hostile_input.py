@@ -31,7 +31,9 @@ CASES = {
     "documents": (4_000, 500_000),
     "targets": (1_000, 150_000),
     "slots": (1_000, 80_000),
+    "forged": (1_000, 60_000),
     "parameters": (200, 20_000),
+    "values": (2_000, 200_000),
 }
 """How many cases an attack has: by default, and for `-m campaign`."""
 
