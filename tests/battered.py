@@ -206,6 +206,7 @@ class Runs:
         self._server = start(command, stdin=subprocess.PIPE, bufsize=1)
         self.groups: list[int] = []
         self._running = False
+        self._said = b""
 
     def begin(self, spec: dict[str, Any]) -> int:
         """Start a run; return the id of its process, which leads a group."""
@@ -218,8 +219,7 @@ class Runs:
 
     def has_ended(self) -> bool:
         """Return whether the run has ended, after a moment."""
-        assert self._server.stdout is not None
-        return bool(select.select([self._server.stdout], [], [], 0.005)[0])
+        return b"\n" in self._said or bool(select.select([self._pipe], [], [], 0.005)[0])
 
     def code(self) -> int:
         """Wait for the end of the run; return how it ended."""
@@ -227,9 +227,19 @@ class Runs:
         self._running = False
         return code
 
-    def _number(self) -> int:
+    @property
+    def _pipe(self) -> int:
         assert self._server.stdout is not None
-        return int(self._server.stdout.readline())
+        return self._server.stdout.fileno()
+
+    def _number(self) -> int:
+        """Return the next line; of a run that ends at once two come together."""
+        while b"\n" not in self._said:
+            more = os.read(self._pipe, 1000)
+            assert more, "the server of runs is gone"
+            self._said += more
+        line, _, self._said = self._said.partition(b"\n")
+        return int(line)
 
     def close(self) -> None:
         """End the server, and the run that a test which failed has left."""
