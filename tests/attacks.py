@@ -193,7 +193,7 @@ def _numpys(data: bytes) -> tuple[Any, int]:
     except Exception:  # noqa: BLE001 -- whatever NumPy comes to
         return None, 0
     sensible = all(type(n) is int and n >= 0 for n in shape)
-    sensible &= not (dtype.shape and order)
+    sensible &= not (dtype.subdtype and order)
     while dtype.subdtype:
         dtype, axes = dtype.subdtype
         shape += axes
