@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Runs]:
-    """Return a server of runs; in the end none of their processes is left."""
+    """Return a server of runs."""
     made = Runs(tmp_path)
     try:
         yield made
     finally:
         made.close()
-    assert not [group for group in made.groups if until_gone(group)]
 
 
 def battle(folder: Path, seed: int, runs: Runs, figures: Figures, **options: Any) -> None:
@@ -39,9 +38,12 @@ def battle(folder: Path, seed: int, runs: Runs, figures: Figures, **options: Any
     place.mkdir()
     try:
         Battle(place, seed, runs, figures, **options).play()
+        left = [group for group in runs.groups if until_gone(group)]
+        assert not left, f"processes of the groups {left} are left"
     except BaseException as error:
         error.add_note(f"FLOWMAP_SEED={seed}")
         raise
+    runs.groups.clear()  # other processes may get their numbers
     for file in sorted(place.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
 
