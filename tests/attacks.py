@@ -193,10 +193,11 @@ def _numpys(data: bytes) -> tuple[Any, int]:
     except Exception:  # noqa: BLE001 -- whatever NumPy comes to
         return None, 0
     sensible = all(type(n) is int and n >= 0 for n in shape)
-    sensible &= not (dtype.subdtype and order)
+    own = shape
     while dtype.subdtype:
         dtype, axes = dtype.subdtype
         shape += axes
+    sensible &= shape == own or not order
     room = 2**63 - 1 - math.prod(n for n in shape if n) * max(dtype.itemsize, 1)
     sensible &= len(shape) <= 64 and (
         room > 2**33 or (room >= 0 and room >= len(Layout(shape, dtype, order).header()))
