@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +20,33 @@ _NO_DTYPE: Final = (
     *(IndexError, OverflowError, RecursionError, MemoryError),
 )
 """What `np.dtype` raises for what is none."""
+
+_DIVIDED: Final = re.compile(
+    r"[<>=|]?(?:[mM]8|datetime64|timedelta64)\[[^/]*/(?![1-9]\d{0,8}\])"
+)
+"""A unit of time divided by anything but a plain number from 1 to 999,999,999."""
+
+
+def refuse_division(given: object) -> None:
+    """Refuse texts that name a unit of time divided by zero, which NumPy does divide (SIGFPE).
+
+    Args:
+        given: What `np.dtype` is to be given.
+
+    Raises:
+        ValueError: It is or has such a text.
+    """
+    if isinstance(given, bytes):
+        given = given.decode("latin-1")
+    if isinstance(given, str):
+        if _DIVIDED.match(given):
+            raise ValueError(f"{short(given)} divides a unit of time by no number from 1 on")
+    elif isinstance(given, list | tuple):
+        for each in given:
+            refuse_division(each)
+    elif isinstance(given, dict):
+        for each in given.values():
+            refuse_division(each)
 
 
 def descr_of(dtype: np.dtype[Any]) -> Any:
@@ -36,6 +64,7 @@ def as_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
     if dtype is None:  # np.dtype(None) is float64: a default nobody asked for
         raise WrongTypeError("dtype is None; name one, such as '<f8'.")
     try:
+        refuse_division(dtype)
         asked: np.dtype[Any] = np.dtype(_as_descr(dtype))
     except _NO_DTYPE as error:
         kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
@@ -140,6 +169,7 @@ def dtype_from_descr(descr: Any) -> np.dtype[Any]:
         ValueError: It is no such thing.
     """
     try:
+        refuse_division(descr)
         dtype: np.dtype[Any] = npy_format.descr_to_dtype(_as_descr(descr))
     except Exception as error:  # whatever NumPy comes to with what is none
         raise ValueError(f"{short(descr)} is no dtype: {said(error)}") from error

@@ -22,7 +22,7 @@ import xxhash
 from numpy.lib import format as npy_format
 
 from flowmap.arguments import flag, wholes
-from flowmap.dtypes import checked_dtype, descr_of, dtype_from_descr, split
+from flowmap.dtypes import checked_dtype, descr_of, dtype_from_descr, refuse_division, split
 from flowmap.errors import InvalidArgumentError, said, short
 from flowmap.storage import CHUNK, PAGE
 
@@ -237,6 +237,9 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
         literal = text.lstrip(" \t")
         old = version != (3, 0) and text.isascii()
         tree = ast.parse(_LONG.sub("", literal) if old else literal, mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant):
+                refuse_division(node.value)
         if not text.isascii():
             literal = ast.unparse(tree)  # no odd backslash before what becomes an escape
         payload = literal.encode("ascii", "backslashreplace")  # up to ten for a character

@@ -28,6 +28,7 @@ from support import saved
 
 import flowmap
 from flowmap import fillers, flow
+from flowmap.dtypes import refuse_division
 from flowmap.errors import FlowmapError
 from flowmap.npy import Layout, read_header
 from flowmap.segments import Block
@@ -186,7 +187,8 @@ def _numpys(data: bytes) -> tuple[Any, int]:
         end = begin + int.from_bytes(data[file.tell() : begin], "little")
         text = data[begin:end].decode("utf-8" if version == (3, 0) else "latin-1")
         old = version != (3, 0) and text.isascii()  # and so may be of Python 2, with its 1L
-        ast.literal_eval(re.sub(r"(?<=[\da-fA-F])[ \f\t]*L\b", "", text) if old else text)
+        text = re.sub(r"(?<=[\da-fA-F])[ \f\t]*L\b", "", text) if old else text
+        refuse_division(ast.literal_eval(text))  # NumPy would end the process
         file.seek(8)
         reader = np.lib._format_impl._read_array_header  # type: ignore[attr-defined]
         shape, order, dtype = reader(file, version)

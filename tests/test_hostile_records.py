@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from support import snapshot, states
 
 import flowmap
 from flowmap.errors import DamagedJobError, ForeignFileError, StorageError
-from flowmap.npy import Layout
+from flowmap.npy import Layout, read_header
 from flowmap.records import SLOT, SegmentRecord
 from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE, publish_json
@@ -205,3 +206,36 @@ def test_a_job_of_no_version(target: flowmap.Target, version: object) -> None:
     publish_json(Sidecar.of(target.path).job, target.job.document() | {"format": version})
     with pytest.raises(DamagedJobError, match=r"job\.json is damaged"):
         flowmap.open_target(target.path)
+
+
+@pytest.mark.parametrize("divisor", ["0", "-0", "+0", " 0", "00", "4294967296", "9" * 20])
+@pytest.mark.parametrize("kind", ["<M8", "|m8", "datetime64", ">timedelta64"])
+def test_a_unit_of_time_divided_by_zero(tmp_path: Path, kind: str, divisor: str) -> None:
+    """NumPy ends the process when it is given such a dtype: it is given none."""
+    text = f"{kind}[s/{divisor}]"
+    given: list[Any] = [text, text.encode(), [("a", text)], [["a", [["b", text]]]]]
+    for dtype in [*given, {"names": ["a"], "formats": [text]}]:
+        with pytest.raises(flowmap.FlowmapError, match="divides a unit of time"):
+            flowmap.allocate(tmp_path / "a.npy", 8, dtype)
+    for descr in (
+        repr(text),
+        f"[('a', {text!r})]",
+        f"({text!r}, (2,))",
+        f"({text[:3]!r} {text[3:]!r})",
+    ):
+        file = io.BytesIO(
+            header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': (3,)}}")
+        )
+        with pytest.raises(ValueError, match="divides a unit of time"):
+            read_header(file)
+
+
+@pytest.mark.parametrize("text", ["<M8[s/2]", "<m8[Y/4]", "<M8[7us]"])
+def test_a_unit_of_time_that_is_divided(tmp_path: Path, text: str) -> None:
+    """What NumPy can divide is divided."""
+    assert flowmap.allocate(tmp_path / "a.npy", 8, text).dtype == np.dtype(text)
+
+
+def header(text: str) -> bytes:
+    """Return a header of version 1 with such a text."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin-1")
