@@ -40,7 +40,10 @@ def refuse_division(given: object) -> None:
         given = given.decode("latin-1")
     if isinstance(given, str):
         if _DIVIDED.match(given):
-            raise ValueError(f"{short(given)} divides a unit of time by no number from 1 on")
+            raise ValueError(
+                f"{short(given)} divides a unit of time by zero, or by no plain number; "
+                "write the unit that comes of it, as in '<M8[500ms]'"
+            )
     elif isinstance(given, list | tuple):
         for each in given:
             refuse_division(each)

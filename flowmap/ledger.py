@@ -323,7 +323,7 @@ def _name(record: SegmentRecord) -> str:
 
 
 def _slot_of(record: SegmentRecord) -> tuple[int, int]:
-    """Return the first byte in its page, and the last, that a record owns by its numbers."""
+    """Return where in its page a record's slot begins and ends, by the record's numbers."""
     slot = 2 * (record.attempt % (SLOTS // 2)) + record.sequence % 2
     return slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
 

@@ -21,11 +21,10 @@ FINISHED: Final = frozenset({"done", "written"})
 """The states of a segment all of whose rows were computed."""
 
 ATTEMPTS: Final = 2**28
-"""More than the largest number of an attempt, and likewise of a record within one.
+"""Attempts at a segment are numbered below this."""
 
-Together they are one number of 64 bits, by which records are ordered.
-"""
 SEQUENCES: Final = 2**36
+"""Records of an attempt are numbered below this: with the attempt, one number of 64 bits."""
 
 _STATES: Final = frozenset({b"pending", b"running", b"written", b"failed", b"damaged", b"done"})
 _HOST_BYTES: Final = 32
@@ -215,7 +214,11 @@ def checksum_matches(slot: bytes) -> bool:
 
 
 def is_possible(slot: bytes) -> bool:
-    """Return whether an attempt can have written a slot, whose checksum anyone can make."""
+    """Return whether an attempt can have written a slot, whose checksum anyone can make.
+
+    Args:
+        slot: Of the segment whose rows it names.
+    """
     fields = _BODY.unpack(slot[: _BODY.size])
     attempt, sequence, state, start, stop, rows_done, rows_durable = fields[2:9]
     *_, host, _, reason = fields
@@ -223,7 +226,6 @@ def is_possible(slot: bytes) -> bool:
         attempt < ATTEMPTS
         and sequence < SEQUENCES
         and state.rstrip(b"\0") in _STATES
-        and 0 <= start <= stop
         and 0 <= rows_done <= stop - start
         and 0 <= rows_durable <= stop - start
         and (host + reason).isascii()

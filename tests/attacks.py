@@ -6,6 +6,7 @@ and so is an answer that another reader, written here or NumPy's, does not give.
 
 from __future__ import annotations
 
+import abc
 import ast
 import codecs
 import contextlib
@@ -118,7 +119,7 @@ class Refusable:
         return refused
 
 
-class Attack:
+class Attack(abc.ABC):
     """One attack of the fuzzer.
 
     Args:
@@ -128,17 +129,17 @@ class Attack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @abc.abstractmethod
     def seeds(self) -> list[bytes]:
         """Return cases to begin with."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def grow(self, rng: random.Random, case: bytes) -> bytes:
         """Return another case, made by the grammar, of one that there is."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def case(self, data: bytes) -> None:
         """Do one case."""
-        raise NotImplementedError
 
 
 class Headers(Attack):

@@ -17,6 +17,7 @@ from numpy.lib import format as npy_format
 from support import snapshot, states
 
 import flowmap
+from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import DamagedJobError, ForeignFileError, StorageError
 from flowmap.npy import Layout, read_header
 from flowmap.records import SLOT, SegmentRecord
@@ -217,6 +218,9 @@ def test_a_unit_of_time_divided_by_zero(tmp_path: Path, kind: str, divisor: str)
     for dtype in [*given, {"names": ["a"], "formats": [text]}]:
         with pytest.raises(flowmap.FlowmapError, match="divides a unit of time"):
             flowmap.allocate(tmp_path / "a.npy", 8, dtype)
+    for recorded in (text, [["a", text]], [text, [2]]):
+        with pytest.raises(ValueError, match="divides a unit of time"):
+            dtype_from_descr(recorded)
     for descr in (
         repr(text),
         f"[('a', {text!r})]",

@@ -347,6 +347,25 @@ class TestFailing:
         for maps in Path("/proc/self").glob("maps"):  # where there is one
             assert str(target.path) not in maps.read_text()
 
+    def test_zombie_on_an_older_system(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where pages are taken by writing, one that lost its segment writes none of them."""
+        (segment, *_) = target.segments
+
+        def lose(descriptor: int, chunk: NDArray[Any], offset: int) -> int:
+            count = storage.read_into(descriptor, chunk, offset)
+            monkeypatch.undo()
+            flowmap.write_segment(segment, np.full((1000, 2), 3.0), replace=True)
+            return count
+
+        monkeypatch.setattr(storage, "_MADV_POPULATE_WRITE", -1)
+        monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)
+        monkeypatch.setattr(mapped, "read_into", lose)
+        with pytest.raises(ClaimLostError):
+            within(segment, lambda _: pytest.fail("it was opened"))
+        assert (np.load(target)[:1000] == 3).all()
+
     @pytest.mark.parametrize("way", ["falls out", "exits"])
     def test_fork_within(self, target: flowmap.Target, way: str) -> None:
         """A fork that leaves the block neither finishes the segment nor fails it."""
