@@ -7,6 +7,7 @@ end, and `--figures docs/reliability.md` puts them into that page. A plugin of p
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import subprocess
@@ -19,8 +20,6 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from _pytest.terminal import TerminalReporter
 
 BEGIN: Final = "<!-- figures: written by make campaign -->"
@@ -47,7 +46,6 @@ class Figures:
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._began = time.monotonic()
 
     def add(self, fault: str, what: str, count: int = 1) -> None:
         """Count cases.
@@ -59,40 +57,49 @@ class Figures:
         """
         self._counts[fault, what] += count
 
-    def lines(self) -> Iterator[str]:
-        """Yield the lines of a Markdown table, a row a fault; none if nothing was counted."""
-        if not self._counts:
-            return
-        yield "| fault | times | of these |"
-        yield "|---|---:|---|"
+    def rows(self) -> dict[str, str]:
+        """Return the sums, by class of fault: how many, and how many of each."""
+        rows = {}
         for fault in sorted({fault for fault, _ in self._counts}):
             cases = {what: n for (of, what), n in sorted(self._counts.items()) if of == fault}
             each = "; ".join(f"{what} {count:,}" for what, count in cases.items())
-            yield f"| {fault} | {sum(cases.values()):,} | {each} |"
+            rows[fault] = f"{sum(cases.values()):,} | {each}"
+        return rows
 
-    def write(self, page: Path, form: str) -> None:
-        """Put the table into a page, in the place of the last one.
+    def write(self, page: Path) -> None:
+        """Put the sums into a page, each in the place of the last ones of its class.
+
+        Two halves of a campaign may do so at once.
 
         Args:
-            page: With the two marks in it.
-            form: Of the campaign, "whole" or "short".
+            page: With the two marks in it, and the table between them.
         """
-        text = page.read_text()
-        first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
-        minutes = (time.monotonic() - self._began) / 60
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        today = time.strftime("%Y-%m-%d")
-        made = (
-            f"The {form} campaign, made on {today} at {commit} in {minutes:.0f} minutes: "
-            f"{os.cpu_count()} processors, Linux {platform.release()}, Python "
-            f"{platform.python_version()}, NumPy {np.__version__}."
-        )
-        table = "\n".join(self.lines())
-        page.write_text(f"{text[:first]}\n{made}\n\n{table}\n{text[last:]}")
+        made = f"{time.strftime('%Y-%m-%d')} at {_commit()}"
+        with page.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            text = file.read()
+            first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
+            old = set(text[first:last].splitlines()) - set(_HEAD)
+            rows = dict(line.split(" | ", 1) for line in old if line.startswith("| "))
+            rows |= {f"| {fault}": f"{made} | {sums} |" for fault, sums in self.rows().items()}
+            table = [f"{fault} | {rows[fault]}" for fault in sorted(rows)]
+            lines = ["", _MACHINE, "", *_HEAD, *table, ""]
+            file.seek(0)
+            file.write(text[:first] + "\n".join(lines) + text[last:])
+            file.truncate()
 
 
+def _commit() -> str:
+    """Return the commit that the campaign runs on."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+_HEAD: Final = ["| fault | made on | times | of these |", "|---|---|---:|---|"]
+_MACHINE: Final = (
+    f"Made with {os.cpu_count()} processors, Linux {platform.release()}, Python "
+    f"{platform.python_version()}, NumPy {np.__version__}."
+)
 _FIGURES = pytest.StashKey[Figures]()
 
 
@@ -113,15 +120,15 @@ def pytest_terminal_summary(
 ) -> None:
     """Print the figures; write them where that was asked for and nothing failed."""
     figures = config.stash[_FIGURES]
-    lines = list(figures.lines())
-    if not lines:
+    rows = figures.rows()
+    if not rows:
         return
     terminalreporter.section("faults")
-    for line in lines:
-        terminalreporter.write_line(line)
+    for fault, sums in rows.items():
+        terminalreporter.write_line(f"{fault} | {sums}")
     page = config.getoption("--figures")
     if page is not None and exitstatus == pytest.ExitCode.OK:
-        figures.write(page, "whole" if config.option.markexpr == "campaign" else "short")
+        figures.write(page)
 
 
 @pytest.fixture(scope="session")
