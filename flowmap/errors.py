@@ -85,6 +85,10 @@ class MissingExtraError(FlowmapError, ImportError):
     """What hands a target on needs a library that is not installed."""
 
 
+class ClusterError(FlowmapError, ConnectionError):
+    """A cluster cannot be reached, or is gone."""
+
+
 class TargetExistsError(FlowmapError, FileExistsError):
     """Something is at the path already.
 

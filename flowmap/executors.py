@@ -13,6 +13,7 @@ from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from flowmap.arguments import whole
+from flowmap.clusters import SCHEMES, Dask
 from flowmap.errors import (
     FlowmapError,
     InvalidArgumentError,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from flowmap.records import SegmentRecord
     from flowmap.segments import Segment
 
-ExecutorName = Literal["processes", "threads"]
+ExecutorName = Literal["processes", "threads", "dask"]
 EXECUTORS = get_args(ExecutorName)
 
 _SHOWN = 10
@@ -80,7 +81,7 @@ def executor(
     if isinstance(name, Executor):
         yield name
         return
-    pool = Processes(count) if name == "processes" else Threads(count)
+    pool = _opened(name, count)
     try:
         yield pool
         pool.shutdown()
@@ -92,11 +93,23 @@ def executor(
         raise
 
 
+def _opened(name: str, count: int) -> Processes | Threads | Dask:
+    if name == "processes":
+        return Processes(count)
+    if name == "threads":
+        return Threads(count)
+    return Dask(count, None if name == "dask" else name)
+
+
 def _workers_of(name: ExecutorName | Executor, workers: int | None) -> int:
     """Return how many workers a named executor is to have; refuse what cannot be."""
     if isinstance(name, Executor):
         if workers is not None:
             raise InvalidArgumentError("workers is for named executors; this one has its own.")
+        return 0
+    if isinstance(name, str) and name.startswith(SCHEMES):
+        if workers is not None:
+            raise InvalidArgumentError(f"workers is for named executors; {name} has its own.")
         return 0
     if name not in EXECUTORS:
         raise InvalidArgumentError(

@@ -5,7 +5,6 @@ dask and zarr are optional, and imported only inside the functions that need the
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flowmap.errors import InvalidArgumentError, MissingExtraError, said, told
+from flowmap.errors import InvalidArgumentError, said, told
+from flowmap.extras import extra
 from flowmap.job import opened_again
 from flowmap.windows import Window
 
@@ -121,7 +121,7 @@ def to_dask(job: Job, status: NDArray[Any]) -> Array:
         OtherJobError: The target was allocated anew since it was opened.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `opened_target`.
     """
-    array, base = _extra("dask.array", "dask"), _extra("dask.base", "dask")
+    array, base = extra("dask.array", "dask"), extra("dask.base", "dask")
     with opened_again(job.path, job.id) as (_, descriptor):
         # The records tell of all that flowmap writes once it is done; the time, of blocks in
         # hand and of whoever writes past flowmap as well.
@@ -160,7 +160,7 @@ def zarr_references(job: Job) -> dict[str, Any]:
         OtherJobError: The target was allocated anew since it was opened.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `opened_target`.
     """
-    zarr = _extra("zarr", "zarr")
+    zarr = extra("zarr", "zarr")
     with opened_again(job.path, job.id):
         layout = job.layout
     count = _chunk_count(job) if layout.nbytes else 0
@@ -217,7 +217,7 @@ def _zarr_metadata(
     Raises:
         InvalidArgumentError: zarr has no such dtype, or another in place of it.
     """
-    codecs, errors = _extra("zarr.codecs", "zarr"), _extra("zarr.errors", "zarr")
+    codecs, errors = extra("zarr.codecs", "zarr"), extra("zarr.errors", "zarr")
     store: dict[str, Any] = {}
     axes = range(len(layout.shape))
     transposed = [codecs.TransposeCodec(order=tuple(reversed(axes)))] if len(axes) > 1 else []
@@ -262,18 +262,3 @@ def _no_zarr_dtype(dtype: np.dtype[Any], why: str) -> InvalidArgumentError:
         "without padding, inner arrays, titles or foreign byte order. Take to_dask(), which "
         "has every dtype."
     )
-
-
-def _extra(module: str, extra: str) -> Any:
-    """Import a module that not everybody has.
-
-    Raises:
-        MissingExtraError: It, or what it needs, is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{module} cannot be imported ({said(error).rstrip('.')}). Install what it takes: "
-            f'pip install "flowmap[{extra}]".'
-        ) from error
