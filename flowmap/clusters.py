@@ -7,9 +7,17 @@ and no way to its server.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import signal
+import sys
 import threading
-from concurrent.futures import CancelledError, Executor, Future
+import time
+from collections import defaultdict
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as _wait
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
@@ -21,33 +29,60 @@ from flowmap.errors import (
     FillerNotFoundError,
     StoppedError,
     WorkerDiedError,
-    cut,
     said,
 )
 from flowmap.extras import extra
 from flowmap.segments import Segment
+from flowmap.stopping import SIGNALS
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SCHEMES: Final = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
-"""How the address of a cluster that runs begins."""
-
-_DEATHS: Final = 2
-"""How many a task may cost before it is given up, as in `workers.Processes`."""
+SHIELDED: Final = (signal.SIGINT, *SIGNALS)
+"""Signals that the processes of an own cluster leave to who started it."""
 
 _LOOK_SECONDS: Final = 0.1
+_START_SECONDS: Final = 120  # a machine under load, or with its packages on a network
 
-_STOPS: Final[dict[str, threading.Event]] = {}
-"""In a worker: by run, whether its fillers are to stop before their next block."""
+_SCHEMES: Final = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What a worker knows of a run: what it has in hand, and whether that is to stop."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    in_hand: set[object] = field(default_factory=set)
+
+
+_RUNS: Final[defaultdict[str, _Here]] = defaultdict(_Here)
+"""In a worker: the runs that it works for."""
+
+
+def address_of(name: object) -> str | None:
+    """Return the address of the cluster that an executor's name stands for, if one runs.
+
+    "dask" is the cluster that Dask is configured for ("scheduler-address", as by the variable
+    DASK_SCHEDULER_ADDRESS), like the one that `distributed.Client()` finds.
+
+    Raises:
+        MissingExtraError: Dask is not installed.
+    """
+    if name == "dask":
+        address: str | None = extra("dask.config", "dask").get("scheduler-address", None)
+        return address
+    return name if isinstance(name, str) and name.startswith(_SCHEMES) else None
 
 
 class Dask(Executor):
-    """Workers of a Dask cluster, which lose only the task that a death cost.
+    """Workers of a Dask cluster, each death of which costs only what that worker had in hand.
+
+    What was in hand when workers died is tried again one at a time. So a segment that keeps
+    killing its worker fails by itself, though others may have died with it.
 
     Args:
         workers: How many processes of this machine, each with one thread, make a cluster of
@@ -57,48 +92,48 @@ class Dask(Executor):
     Raises:
         MissingExtraError: Dask is not installed.
         ClusterError: There is no cluster to be had.
+
+    Attributes:
+        width: How many functions it runs at once, with the workers that it has at first.
     """
 
     def __init__(self, workers: int, address: str | None = None) -> None:
         self._run = uuid4().hex
         self._futures: WeakSet[Future[Any]] = WeakSet()
         self._cancelled = False
-        self._distributed = extra("distributed", "dask")
+        self._killed: type[Exception] = extra("distributed", "dask").KilledWorker
         self._closing = contextlib.ExitStack()
         try:
             self._client = self._connected(workers, address)
         except BaseException:
             self._closing.close()
             raise
+        self.width = workers or sum(self._client.nthreads().values())
+        self._tasks: Executor = self._client.get_executor(pure=False)
+        self._alone = ThreadPoolExecutor(1, "flowmap-alone")
 
     def _connected(self, workers: int, address: str | None) -> Any:
+        distributed = extra("distributed", "dask")
         try:
-            cluster = address or self._closing.enter_context(self._own(workers))
-            return self._closing.enter_context(
-                self._distributed.Client(cluster, set_as_default=False)
-            )
-        except (OSError, RuntimeError) as error:
+            cluster = address or self._closing.enter_context(_own_cluster(workers))
+            client = distributed.Client(cluster, set_as_default=False)
+            self._closing.enter_context(client)
+            if workers:
+                client.wait_for_workers(workers, _START_SECONDS)
+        except (OSError, RuntimeError, ValueError) as error:
             where = f"at {address}" if address else "of this machine"
             raise ClusterError(
                 f"There is no Dask cluster {where}: {said(error).rstrip('.')}. Start one with "
                 "`dask scheduler` and `dask worker`, or use executor='processes'."
             ) from error
-
-    def _own(self, workers: int) -> Any:
-        """Return a cluster whose processes do not run the user's script again."""
-        deploy = extra("distributed.deploy.subprocess", "dask")
-        return deploy.SubprocessCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            dashboard_address=None,
-            worker_kwargs={"memory_limit": 0, "dashboard": False},
-        )
+        return client
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in the next worker that is free."""
         if self._cancelled:
             raise CancelledError
-        name = next((a.name for a in args if isinstance(a, Segment)), fn.__name__)
+        segment = next((a for a in args if isinstance(a, Segment)), None)
+        name = segment.name if segment else getattr(fn, "__name__", str(fn))
         future: Future[T] = Future()
         self._futures.add(future)
         try:
@@ -106,37 +141,54 @@ class Dask(Executor):
         except Exception as error:  # noqa: BLE001 -- whatever an argument raises
             future.set_exception(error)
             return future
-        task = self._client.submit(
-            _run_there, self._run, name, call, key=f"{name}-{uuid4().hex}", pure=False
-        )
-        future.add_done_callback(lambda ended: ended.cancelled() and task.cancel())
-        task.add_done_callback(lambda _: self._settle(name, future, task))
+        task = self._task(future, name, call)
+        task.add_done_callback(partial(self._first_end, future, name, call))
         return future
 
-    def _settle(self, name: str, future: Future[Any], task: Any) -> None:
-        """Hand on how a task ended."""
+    def _task(self, future: Future[Any], name: str, call: bytes) -> Future[Any]:
+        """Send a call to the cluster, under a key that names the segment on its dashboard."""
+        key = {"key": f"{name}-{uuid4().hex}"}
+        task = self._tasks.submit(_run_there, self._run, name, call, **key)
+        future.add_done_callback(lambda ended: ended.cancelled() and task.cancel())
+        return task
+
+    def _first_end(
+        self, future: Future[Any], name: str, call: bytes, task: Future[Any]
+    ) -> None:
+        """Hand on how a task ended, or try it again where it may have died for another."""
+        died = not task.cancelled() and isinstance(task.exception(), self._killed)
+        if died and not self._cancelled:
+            self._alone.submit(self._try_alone, future, name, call)
+        else:
+            self._settle(future, name, task)
+
+    def _try_alone(self, future: Future[Any], name: str, call: bytes) -> None:
+        task = self._task(future, name, call)
+        _wait([task])
+        self._settle(future, name, task)
+
+    def _settle(self, future: Future[Any], name: str, task: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        if task.status == "finished":
+        error = CancelledError() if task.cancelled() else task.exception()
+        if error is None:
             future.set_result(task.result())
-        elif task.status == "error":
-            future.set_exception(self._told(name, task.exception()))
-        else:  # cancelled, or lost with its scheduler
-            future.set_exception(CancelledError() if self._cancelled else self._lost(name))
-
-    def _told(self, name: str, error: BaseException) -> BaseException:
-        if not isinstance(error, self._distributed.KilledWorker):
-            return error
-        told = WorkerDiedError(
-            f"{name}: the worker died, each time that it was tried ({cut(said(error))}). The "
-            "filler crashed it, or the system killed it, as it does when memory runs out; "
-            "fewer workers or smaller blocks may help."
-        )
-        told.__cause__ = error
-        return told
-
-    def _lost(self, name: str) -> BaseException:
-        return ClusterError(f"{name}: the Dask cluster is gone. Run again: what is done is kept.")
+        elif isinstance(error, CancelledError) and not self._cancelled:
+            future.set_exception(
+                ClusterError(
+                    f"{name}: the Dask cluster is gone. Run again: what is done is kept."
+                )
+            )
+        elif isinstance(error, self._killed):
+            told = WorkerDiedError(
+                f"{name}: the worker died, also when it was tried alone. The filler crashed "
+                "it, or the system killed it, as it does when memory runs out; fewer workers "
+                "or smaller blocks may help."
+            )
+            told.__cause__ = error
+            future.set_exception(told)
+        else:
+            future.set_exception(error)
 
     @property
     def ended(self) -> bool:
@@ -144,10 +196,9 @@ class Dask(Executor):
         return self._cancelled
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave the cluster, or end it where it is its own, when all that was submitted is done."""
+        """Leave the cluster, or end its own, when all that was submitted is done."""
         if cancel_futures:
-            for future in list(self._futures):
-                future.cancel()
+            self._cancel()
         if wait:
             _wait(list(self._futures))
             self._leave()
@@ -155,46 +206,110 @@ class Dask(Executor):
     def stop(self) -> None:
         """Cancel what waits and what comes, and leave after the blocks in hand."""
         self._cancelled = True
-        while running := [future for future in list(self._futures) if not future.done()]:
-            self._tell_all()  # again and again, since a worker may have been starting
-            _wait(running, _LOOK_SECONDS)
+        while any(self._tell(_stop_here)) or not all(one.done() for one in self._futures):
+            time.sleep(_LOOK_SECONDS)
         self._leave()
 
     def end(self) -> None:
-        """Cancel what waits and what comes; kill the workers, or let them stop in their time."""
+        """Cancel what waits and what comes; kill its own workers, others stop in their time."""
         self._cancelled = True
-        self._tell_all()
-        for future in list(self._futures):
-            future.cancel()
+        self._tell(_stop_here)
+        self._cancel()
         self._leave()
 
-    def _tell_all(self) -> None:
-        with contextlib.suppress(Exception):  # a worker that is dying
-            self._client.run(_stop_here, self._run, on_error="ignore")
+    def _cancel(self) -> None:
+        for future in list(self._futures):
+            future.cancel()
+
+    def _tell(self, what: Callable[[str], int]) -> list[int]:
+        """Call a function in each worker; return what they say, as far as they are there."""
+        with contextlib.suppress(Exception):  # the scheduler is dying
+            return list(self._client.run(what, self._run, on_error="ignore").values())
+        return []
 
     def _leave(self) -> None:
+        self._tell(_forget_here)
+        self._alone.shutdown(cancel_futures=True)
         self._closing.close()
+
+
+def _own_cluster(workers: int) -> Any:
+    """Return a cluster of processes of this machine that do not run the user's script again."""
+    deploy = extra("distributed.deploy.subprocess", "dask")
+    preload = ["flowmap.dask_preload"]
+    with _inherited(
+        PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
+        DASK_LOGGING__DISTRIBUTED="critical",
+        # A segment that waits in a worker would count as one that died with it.
+        DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION="1.0",
+    ):
+        return deploy.SubprocessCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            # What died once is tried again alone, in `Dask`.
+            scheduler_kwargs={"allowed_failures": 0, "preload": preload},
+            worker_kwargs={
+                "memory_limit": 0,
+                "dashboard": False,
+                "preload": preload,
+                "preload_nanny": preload,
+            },
+        )
+
+
+@contextlib.contextmanager
+def _inherited(**variables: str) -> Iterator[None]:
+    """Set variables, and block signals, for the processes that a `with` block starts.
+
+    The block's threads keep what is blocked, as Dask's loop must: it starts the workers.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run_there(run: str, name: str, call: bytes) -> Any:
     """Call what was submitted, in a worker."""
-    stop = _STOPS.setdefault(run, threading.Event())
-    if stop.is_set():
-        raise StoppedError(f"{name} was stopped before it began.")
+    here, this = _RUNS[run], object()
+    here.in_hand.add(this)
+    before = STOP.set(here.stop)
     try:
-        fn, args, kwargs = cloudpickle.loads(call)
+        if here.stop.is_set():
+            raise StoppedError(f"{name} was stopped before it began.")
+        fn, args, kwargs = _loaded(call, name)
+        return fn(*args, **kwargs)
+    finally:
+        STOP.reset(before)
+        here.in_hand.discard(this)
+
+
+def _loaded(call: bytes, name: str) -> Any:
+    try:
+        return cloudpickle.loads(call)
     except Exception as error:
         raise FillerNotFoundError(
             f"{name}: a worker cannot load the filler or its arguments ({said(error)}). Put "
             "them into a module that can be imported there too."
         ) from error
-    before = STOP.set(stop)
-    try:
-        return fn(*args, **kwargs)
-    finally:
-        STOP.reset(before)
 
 
-def _stop_here(run: str) -> None:
-    """Let the fillers of a run that this worker has stop before their next block."""
-    _STOPS.setdefault(run, threading.Event()).set()
+def _stop_here(run: str) -> int:
+    """Let the fillers of a run stop before their next block; return how many there are."""
+    _RUNS[run].stop.set()
+    return len(_RUNS[run].in_hand)
+
+
+def _forget_here(run: str) -> int:
+    _RUNS.pop(run, None)
+    return 0

@@ -13,7 +13,7 @@ from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from flowmap.arguments import whole
-from flowmap.clusters import SCHEMES, Dask
+from flowmap.clusters import Dask, address_of
 from flowmap.errors import (
     FlowmapError,
     InvalidArgumentError,
@@ -58,24 +58,31 @@ _Ending = TypeVar("_Ending", bound=_Future)
 
 @contextlib.contextmanager
 def executor(
-    name: ExecutorName | Executor = "processes", workers: int | None = None
+    name: str | Executor = "processes", workers: int | None = None
 ) -> Iterator[Executor]:
     """Open an executor for a `with` block, for `fill_task` in a flow of your own.
 
-    On an exception, Ctrl-C included, its workers are ended: processes are killed, threads
-    stop before their next block. So do processes where the block calls `sys.exit`.
+    On an exception, Ctrl-C included, its workers are ended: processes are killed; threads, and
+    workers of a cluster that was there before, stop before their next block. So do processes
+    where the block calls `sys.exit`.
 
     Args:
         name: "processes": warm worker processes, each replaced by itself when it dies.
-            "threads": threads of this process, for fillers that release the GIL. Or any
-            `concurrent.futures.Executor`, which is left as it is.
-        workers: How many; None for the processors that this process may use.
+            "threads": threads of this process, for fillers that release the GIL. "dask": the
+            Dask cluster that DASK_SCHEDULER_ADDRESS, or Dask's configuration, gives the address
+            of; where they give none, one of its own on this machine. Or the address of a Dask
+            scheduler: "tcp://host:8786". Or any `concurrent.futures.Executor`, which is left
+            as it is.
+        workers: How many; None for the processors that this process may use, or for those
+            that a cluster has.
 
     Yields:
         The executor.
 
     Raises:
         InvalidArgumentError, WrongTypeError: There is no such executor.
+        MissingExtraError: Dask is not installed.
+        ClusterError: There is no Dask cluster to be had.
     """
     count = _workers_of(name, workers)
     if isinstance(name, Executor):
@@ -93,28 +100,40 @@ def executor(
         raise
 
 
+def width(name: str | Executor, workers: int | None) -> int:
+    """Return how many segments an executor that is to be opened would fill at once.
+
+    Raises:
+        ClusterError: There is no cluster at the address.
+    """
+    count = _workers_of(name, workers)
+    if count or isinstance(name, Executor):
+        return count
+    with Dask(0, address_of(name)) as cluster:
+        return cluster.width
+
+
 def _opened(name: str, count: int) -> Processes | Threads | Dask:
     if name == "processes":
         return Processes(count)
     if name == "threads":
         return Threads(count)
-    return Dask(count, None if name == "dask" else name)
+    return Dask(count, address_of(name))
 
 
-def _workers_of(name: ExecutorName | Executor, workers: int | None) -> int:
-    """Return how many workers a named executor is to have; refuse what cannot be."""
-    if isinstance(name, Executor):
+def _workers_of(name: str | Executor, workers: int | None) -> int:
+    """Return how many workers to start, none where there are some; refuse what cannot be."""
+    if isinstance(name, Executor) or (address := address_of(name)):
         if workers is not None:
-            raise InvalidArgumentError("workers is for named executors; this one has its own.")
-        return 0
-    if isinstance(name, str) and name.startswith(SCHEMES):
-        if workers is not None:
-            raise InvalidArgumentError(f"workers is for named executors; {name} has its own.")
+            which = "this one" if isinstance(name, Executor) else f"the cluster at {address}"
+            raise InvalidArgumentError(
+                f"workers is {workers!r}, but {which} has its own: leave it out."
+            )
         return 0
     if name not in EXECUTORS:
         raise InvalidArgumentError(
-            f"executor is {name!r}; it takes {', '.join(EXECUTORS)}, or any "
-            "concurrent.futures.Executor."
+            f"executor is {name!r}; it takes {', '.join(EXECUTORS)}, the address of a Dask "
+            "scheduler, or any concurrent.futures.Executor."
         )
     count = available_cpus() if workers is None else whole("workers", workers)
     if count < 1:
@@ -152,7 +171,7 @@ def fill(
     filler: Filler | str,
     arguments: Mapping[str, Any] | None = None,
     *,
-    executor: ExecutorName | Executor = "processes",
+    executor: str | Executor = "processes",
     workers: int | None = None,
     progress: Callable[[Progress], object] | None = None,
     name: str | None = None,
@@ -168,8 +187,10 @@ def fill(
         target: The target, or its path.
         filler: Called as `filler(out, block, **arguments)` for each block.
         arguments: The filler's arguments by name.
-        executor: "processes", "threads", or any `concurrent.futures.Executor`.
-        workers: How many; None for the processors that this process may use.
+        executor: "processes", "threads", "dask", the address of a Dask scheduler, or any
+            `concurrent.futures.Executor`; see `executor`.
+        workers: How many; None for the processors that this process may use, or for those that
+            a cluster has.
         progress: Called in this thread with a `Progress` at the start and after each segment.
         name: Of this run, which a second run of the job is told.
 
@@ -180,6 +201,7 @@ def fill(
         SegmentsFailedError: Some segments failed; its `failures` say why.
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
+        MissingExtraError, ClusterError: There is no Dask, or no cluster.
         OtherJobError: The target was allocated anew since it was opened.
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.

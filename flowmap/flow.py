@@ -19,7 +19,7 @@ from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed
 from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import InvalidArgumentError, StoppedError
-from flowmap.executors import as_they_end, failed, refuse_other_work
+from flowmap.executors import ExecutorName, as_they_end, failed, refuse_other_work, width
 from flowmap.executors import executor as open_executor
 from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
@@ -27,7 +27,6 @@ from flowmap.npy import Layout
 from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
 from flowmap.stopping import exit_for_now, stoppable
-from flowmap.storage import available_cpus
 from flowmap.tasks import alloc_task, fill_task, validate_task
 from flowmap.work import Work
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from flowmap.target import Target
 
 _SPARE_THREADS = 4  # so that a worker never waits for Prefect to hand it the next segment
+_MOST_THREADS = 512  # each waits for a segment on a large cluster, and takes a little memory
 
 
 def _filler_name(filler: Any) -> Any:
@@ -114,7 +114,7 @@ def fill_array(
     segments: Count | None = None,
     block_rows: Count | None = None,
     durability: Literal["segment", "end"] = "segment",
-    executor: Literal["processes", "threads"] = "processes",
+    executor: ExecutorName = "processes",
     workers: Count | None = None,
     exist: Literal["resume", "error", "overwrite"] = "resume",
     fortran_order: bool = False,
@@ -143,8 +143,9 @@ def fill_array(
             where a row takes minutes.
         durability: When data is safe from a power cut: "segment" syncs each segment as it is
             done, "end" all at once, for very many small ones.
-        executor: Where the filler runs: in worker processes, or in threads of the flow's own.
-        workers: How many processes or threads. None: one a processor.
+        executor: Where the filler runs: in worker processes, in threads of the flow's own, or
+            on a Dask cluster: the one at DASK_SCHEDULER_ADDRESS, else one of its own.
+        workers: How many processes or threads. None: one a processor, or all of a cluster.
         exist: If the file exists already: resume the same job, report an error, or overwrite,
             as other arguments need.
         fortran_order: Whether the last axis is the slow one, as in Fortran.
@@ -209,7 +210,7 @@ def _fill_pending(
     target: Target,
     lease: Lease,
     parameters: dict[str, Any],
-    executor: Literal["processes", "threads"],
+    executor: ExecutorName,
     workers: int | None,
 ) -> None:
     """Fill what is missing, each segment in a task run, in a bounded number of threads."""
@@ -217,7 +218,7 @@ def _fill_pending(
     if not pending:
         return
     bar = ProgressBar(target, sum(segment.rows for segment in pending))
-    threads = (workers or available_cpus()) + _SPARE_THREADS
+    threads = min(width(executor, workers), _MOST_THREADS) + _SPARE_THREADS
     failures: dict[Segment, BaseException] = {}
     # The executor within: on Ctrl-C its workers end before their task runs are waited for.
     with (

@@ -220,12 +220,15 @@ def _prepare_worker(parent: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note_signals()
-    threading.Thread(
-        target=_die_with, args=(parent,), name="flowmap-parent", daemon=True
-    ).start()
+    die_with(parent)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
+    """Let this process end, from now on, when its parent has."""
+    threading.Thread(target=_watch, args=(parent,), name="flowmap-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

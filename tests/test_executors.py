@@ -87,7 +87,7 @@ def pool_of(kind: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["processes", "threads", "spawn", "threads of concurrent.futures", "opened"]
+    "kind", ["processes", "threads", "dask", "spawn", "threads of concurrent.futures", "opened"]
 )
 def test_any_executor_fills_the_job(tmp_path: Path, kind: str) -> None:
     """Named executors and those of concurrent.futures give the same bytes."""
@@ -111,7 +111,7 @@ def test_any_executor_fills_the_job(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["processes", "threads"])
+@pytest.mark.parametrize("kind", ["processes", "threads", "dask"])
 def test_any_number_of_workers(tmp_path: Path, kind: Any, workers: int) -> None:
     """More workers than processors, and one alone."""
     target = make(tmp_path)
@@ -158,7 +158,7 @@ print(flowmap.validate(target).ok)
 """
 
 
-@pytest.mark.parametrize("kind", ["processes", "threads"])
+@pytest.mark.parametrize("kind", ["processes", "threads", "dask"])
 def test_an_unguarded_script(tmp_path: Path, kind: str) -> None:
     """A filler of a script travels, and its file is not run again in the workers."""
     file = tmp_path / "unguarded.py"
@@ -383,13 +383,14 @@ import numpy as np
 import flowmap
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
+seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.1
 
 @flowmap.filler
 def slow(out, block):
     sys.stdout.write("worker\\n")
     sys.stdout.flush()
     out[...] = np.sqrt(np.arange(block.start, block.stop))
-    time.sleep(float(sys.argv[3]) if len(sys.argv) > 3 else 0.1)
+    time.sleep(seconds)
 
 if __name__ == "__main__":
     target = flowmap.allocate(sys.argv[1], 400, "f8", segments=10, block_rows=2)
@@ -408,7 +409,7 @@ def begin_slow(folder: Path, kind: str, *more: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("presses", [1, 3])
-@pytest.mark.parametrize("kind", ["processes", "threads"])
+@pytest.mark.parametrize("kind", ["processes", "threads", "dask"])
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path, kind: str, presses: int) -> None:
     """SIGINT to the whole group, as a terminal sends it, ends it all; the job goes on later."""
     child = begin_slow(tmp_path, kind)

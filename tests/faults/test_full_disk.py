@@ -86,7 +86,7 @@ def filled(target: flowmap.Target, way: str, log: Path) -> str:
     arguments = {"log": str(log)}
     if way in ("threads", "processes"):
         try:
-            flowmap.fill(target, logged, arguments, executor=way, workers=2)  # type: ignore[arg-type]
+            flowmap.fill(target, logged, arguments, executor=way, workers=2)
         except SegmentsFailedError as error:
             for index, failure in error.failures.items():
                 wrong[index] = getattr(failure, "errno", None), str(failure)

@@ -1,0 +1,34 @@
+"""What each process of an own Dask cluster loads first, by the name of this module.
+
+Dask calls `dask_setup` of it as its documentation says under "Customize initialization".
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from distributed import Worker
+
+from flowmap.clusters import SHIELDED
+from flowmap.workers import die_with
+
+
+def dask_setup(server: Any) -> None:
+    """Let a scheduler, a nanny or a worker die with the process that started it.
+
+    None of them takes notice of the signals in `SHIELDED`: the cluster's owner says by other
+    ways when a block is the last. They were started with these blocked, which a worker lifts,
+    since the programs that a filler starts inherit what is blocked or ignored.
+    """
+    die_with(os.getppid())
+    for number in SHIELDED:  # in a nanny, too: multiprocessing lifts what was blocked
+        signal.signal(number, _take_no_notice)
+        signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
+    if isinstance(server, Worker):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SHIELDED)
+
+
+def _take_no_notice(*_: Any) -> None:
+    pass
