@@ -7,6 +7,7 @@ and no way to its server.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ from flowmap.errors import (
 from flowmap.extras import extra
 from flowmap.segments import Segment
 from flowmap.stopping import SIGNALS
+from flowmap.workers import TRIES
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ def address_of(name: object) -> str | None:
 class Dask(Executor):
     """Workers of a Dask cluster, each death of which costs only what that worker had in hand.
 
-    What was in hand when workers died is tried again one at a time. So a segment that keeps
-    killing its worker fails by itself, though others may have died with it.
+    A worker may have several tasks, and its death does not say whose fault it was. What died
+    is therefore tried again one at a time, when nothing else is left that could kill it. So a
+    segment that keeps killing its worker fails by itself.
 
     Args:
         workers: How many processes of this machine, each with one thread, make a cluster of
@@ -110,7 +113,10 @@ class Dask(Executor):
             raise
         self.width = workers or sum(self._client.nthreads().values())
         self._tasks: Executor = self._client.get_executor(pure=False)
-        self._alone = ThreadPoolExecutor(1, "flowmap-alone")
+        self._again = ThreadPoolExecutor(1, "flowmap-again")
+        self._quiet = threading.Condition()
+        self._first_tries = 0
+        self._count = itertools.count()
 
     def _connected(self, workers: int, address: str | None) -> Any:
         distributed = extra("distributed", "dask")
@@ -141,13 +147,17 @@ class Dask(Executor):
         except Exception as error:  # noqa: BLE001 -- whatever an argument raises
             future.set_exception(error)
             return future
+        with self._quiet:
+            self._first_tries += 1
         task = self._task(future, name, call)
         task.add_done_callback(partial(self._first_end, future, name, call))
         return future
 
     def _task(self, future: Future[Any], name: str, call: bytes) -> Future[Any]:
-        """Send a call to the cluster, under a key that names the segment on its dashboard."""
-        key = {"key": f"{name}-{uuid4().hex}"}
+        """Send a call to the cluster, under a key that Dask's dashboard shows."""
+        # All of one group, as Dask tells it by the first part: it keeps these to itself until
+        # a worker is free.
+        key = {"key": (f"fill-{self._run}", name, next(self._count))}
         task = self._tasks.submit(_run_there, self._run, name, call, **key)
         future.add_done_callback(lambda ended: ended.cancelled() and task.cancel())
         return task
@@ -156,15 +166,25 @@ class Dask(Executor):
         self, future: Future[Any], name: str, call: bytes, task: Future[Any]
     ) -> None:
         """Hand on how a task ended, or try it again where it may have died for another."""
-        died = not task.cancelled() and isinstance(task.exception(), self._killed)
-        if died and not self._cancelled:
-            self._alone.submit(self._try_alone, future, name, call)
+        if self._died(task) and not self._cancelled:
+            self._again.submit(self._try_again, future, name, call)
         else:
             self._settle(future, name, task)
+        with self._quiet:
+            self._first_tries -= 1
+            self._quiet.notify_all()
 
-    def _try_alone(self, future: Future[Any], name: str, call: bytes) -> None:
-        task = self._task(future, name, call)
-        _wait([task])
+    def _died(self, task: Future[Any]) -> bool:
+        return not task.cancelled() and isinstance(task.exception(), self._killed)
+
+    def _try_again(self, future: Future[Any], name: str, call: bytes) -> None:
+        for _ in range(TRIES - 1):
+            with self._quiet:
+                self._quiet.wait_for(lambda: not self._first_tries)
+            task = self._task(future, name, call)
+            _wait([task])
+            if not self._died(task) or self._cancelled:
+                break
         self._settle(future, name, task)
 
     def _settle(self, future: Future[Any], name: str, task: Future[Any]) -> None:
@@ -181,9 +201,9 @@ class Dask(Executor):
             )
         elif isinstance(error, self._killed):
             told = WorkerDiedError(
-                f"{name}: the worker died, also when it was tried alone. The filler crashed "
-                "it, or the system killed it, as it does when memory runs out; fewer workers "
-                "or smaller blocks may help."
+                f"{name}: the worker died, {TRIES} times over, also when it had nothing else. "
+                "The filler crashed it, or the system killed it, as it does when memory runs "
+                "out; fewer workers or smaller blocks may help."
             )
             told.__cause__ = error
             future.set_exception(told)
@@ -229,7 +249,7 @@ class Dask(Executor):
 
     def _leave(self) -> None:
         self._tell(_forget_here)
-        self._alone.shutdown(cancel_futures=True)
+        self._again.shutdown(cancel_futures=True)
         self._closing.close()
 
 
@@ -240,15 +260,13 @@ def _own_cluster(workers: int) -> Any:
     with _inherited(
         PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
         DASK_LOGGING__DISTRIBUTED="critical",
-        # A segment that waits in a worker would count as one that died with it.
-        DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION="1.0",
     ):
         return deploy.SubprocessCluster(
             n_workers=workers,
             threads_per_worker=1,
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
-            # What died once is tried again alone, in `Dask`.
+            # `Dask` tries again itself.
             scheduler_kwargs={"allowed_failures": 0, "preload": preload},
             worker_kwargs={
                 "memory_limit": 0,

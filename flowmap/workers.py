@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TRIES: Final = 3
+TRIES: Final = 3
 """How often a task is tried whose worker dies: a death may be another's fault (memory)."""
 
 _LOOK_SECONDS: Final = 0.1
@@ -110,7 +110,7 @@ class Processes(Executor):
         pool = self._idle.get()
         try:
             death: Exception
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 pool = pool or self._start()
                 try:
                     result: T = pool.submit(fn, *args, **kwargs).result()
@@ -137,7 +137,7 @@ class Processes(Executor):
         finally:
             self._idle.put(pool)
         raise WorkerDiedError(
-            f"{name}: the worker process died, {_TRIES} times over ({_first_line(death)}). The "
+            f"{name}: the worker process died, {TRIES} times over ({_first_line(death)}). The "
             "filler crashed it, or the system killed it, as it does when memory runs out; "
             "fewer workers or smaller blocks may help."
         ) from death

@@ -248,6 +248,17 @@ def gated(
     out[...] = rows(block)
 
 
+def _unloadable() -> Any:
+    raise ImportError("only where it was pickled")
+
+
+class Unloadable:
+    """Pickles, and cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _unloadable, ()
+
+
 def logged_rows(log: Path) -> list[int]:
     """Return what `logged` has written."""
     return [int(line) for line in log.read_text().split()] if log.exists() else []

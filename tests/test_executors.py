@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support import (
+    Unloadable,
     environment,
     logged,
     logged_rows,
@@ -634,17 +635,6 @@ def test_a_pool_that_closes_midway_is_left_no_work(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="closed"):
         flowmap.fill(target, ramp, executor=Closing())
     assert all(future.cancelled() for future in futures)
-
-
-def _unloadable() -> Any:
-    raise ImportError("only where it was pickled")
-
-
-class Unloadable:
-    """Pickles, and cannot be unpickled."""
-
-    def __reduce__(self) -> Any:
-        return _unloadable, ()
 
 
 def test_what_a_worker_cannot_load_is_no_death(tmp_path: Path) -> None:

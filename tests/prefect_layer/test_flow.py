@@ -51,7 +51,7 @@ def test_defaults_fill_an_array(server: Server, tmp_path: Path) -> None:
     assert run["state_name"] == "Completed"
 
 
-@pytest.mark.parametrize("executor", ["threads", "processes"])
+@pytest.mark.parametrize("executor", ["threads", "processes", "dask"])
 def test_every_parameter_reaches_the_job(server: Server, tmp_path: Path, executor: str) -> None:
     """Shape, dtype, order, segments, blocks and arguments are those that were asked for."""
     path = tmp_path / "out.npy"
@@ -204,16 +204,17 @@ def slow(out, block):
 """
 
 
+@pytest.mark.parametrize("executor", ["processes", "dask"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_flow_leaves_nothing_running(
-    server: Server, tmp_path: Path, how: signal.Signals
+    server: Server, tmp_path: Path, how: signal.Signals, executor: str
 ) -> None:
     """Ctrl-C ends the workers too, what ends a job lets them end their blocks; it can go on."""
     (tmp_path / "slow.py").write_text(SLOW)
     path = tmp_path / "out.npy"
-    call = f"flowmap.fill_array({str(path)!r}, 100, filler='slow:slow', segments=9)"
+    what = f"{str(path)!r}, 100, filler='slow:slow', segments=9, executor={executor!r}"
     process = subprocess.Popen(
-        [sys.executable, "-c", f"import flowmap; {call}"],
+        [sys.executable, "-c", f"import flowmap; flowmap.fill_array({what})"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -255,6 +256,6 @@ def test_form_describes_every_parameter() -> None:
     for name, field in schema["properties"].items():
         assert field.get("description"), name
         assert name == "path" or "default" in field, name
-    assert schema["properties"]["executor"]["enum"] == ["processes", "threads"]
+    assert schema["properties"]["executor"]["enum"] == ["processes", "threads", "dask"]
     assert schema["properties"]["durability"]["enum"] == ["segment", "end"]
     assert schema["properties"]["exist"]["enum"] == ["resume", "error", "overwrite"]

@@ -1,0 +1,328 @@
+"""Filling on Dask clusters: one of its own, and one that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client
+from support import (
+    Unloadable,
+    environment,
+    logged,
+    logged_rows,
+    ramp,
+    rows,
+    run,
+    script,
+    states,
+)
+
+import flowmap
+from flowmap.clusters import _RUNS, Dask
+from flowmap.errors import (
+    ClusterError,
+    FillerNotFoundError,
+    InvalidArgumentError,
+    MissingExtraError,
+    SegmentsFailedError,
+    StoppedError,
+    WorkerDiedError,
+)
+from flowmap.executors import width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from flowmap.segments import Block
+    from flowmap.target import Target
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Dask]:
+    """Open a cluster of two processes of this machine."""
+    with flowmap.executor("dask", workers=2) as pool:
+        assert isinstance(pool, Dask)
+        yield pool
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """Start a cluster as somebody else does: a scheduler, and a worker with three threads."""
+    file = folder / "scheduler.json"
+    each = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
+    commands = [
+        ["scheduler", *each, "--port", "0", "--dashboard-address", ":0"],
+        ["worker", *each, "--nthreads", "3", "--nworkers", "1", "--memory-limit", "0"],
+    ]
+    quiet = {
+        "DASK_LOGGING__DISTRIBUTED": "critical",
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+    }
+    processes = []
+    try:
+        for command in commands:
+            line = [sys.executable, "-m", "dask", *command]
+            processes.append(
+                subprocess.Popen(
+                    line, env=environment() | quiet, cwd=folder, start_new_session=True
+                )
+            )
+            while not file.exists():
+                time.sleep(0.01)
+        address = json.loads(file.read_text())["address"]
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(1)
+        yield address, processes
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start somebody else's cluster; return where it is."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as (address, _):
+        yield address
+
+
+def make(folder: Path, segments: int = 10) -> Target:
+    """Allocate a job whose segments have four rows."""
+    return flowmap.allocate(folder / "a.npy", 4 * segments, "f8", segments=segments)
+
+
+def check_whole(target: Target) -> None:
+    """Compare with what `ramp` fills."""
+    assert flowmap.validate(target).sealed
+    np.testing.assert_array_equal(np.load(target.path), np.sqrt(np.arange(target.shape[0])))
+
+
+def test_workers_are_other_processes(tmp_path: Path, own: Dask) -> None:
+    """Their closures travel, and they import no Prefect."""
+    target = make(tmp_path)
+    scale, here, log = 1.0, os.getpid(), tmp_path / "log"
+
+    def closure(out: NDArray[Any], block: Block) -> None:
+        assert os.getpid() != here
+        with log.open("a") as file:
+            file.write(f"{int('prefect' in sys.modules)}\n")
+        out[...] = scale * rows(block)
+
+    flowmap.fill(target, closure, executor=own)
+    check_whole(target)
+    assert logged_rows(log) == [0] * 10
+
+
+@flowmap.filler(volatile=("deaths", "mark"))
+def deadly(out: NDArray[Any], block: Block, *, deaths: list[int], mark: str) -> None:
+    """Kill the process in which some rows are computed, until there is a file that saves it."""
+    if block.start in deaths:
+        saving = Path(mark.format(row=block.start))
+        if not saving.exists():
+            saving.with_suffix(".killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    out[...] = rows(block)
+
+
+def test_a_killed_worker_costs_a_retry(tmp_path: Path, own: Dask) -> None:
+    """What was in hand is tried again, and nothing else is."""
+    target = make(tmp_path, segments=20)
+    mark = str(tmp_path / "{row}.killed")  # its own mark saves it the second time
+    flowmap.fill(target, deadly, {"deaths": [20, 24], "mark": mark}, executor=own)
+    check_whole(target)
+    assert target.status()["attempt"].tolist() == [1] * 5 + [2, 2] + [1] * 13
+
+
+@pytest.mark.parametrize("whose", ["own", "address"])
+def test_what_kills_its_worker_fails_alone(
+    tmp_path: Path, whose: str, request: pytest.FixtureRequest
+) -> None:
+    """The others are done, also those that were in hand in the same process; so it goes on."""
+    target = make(tmp_path, segments=12)
+    arguments = {"deaths": [8, 12, 40], "mark": str(tmp_path / "mended")}
+    pool = request.getfixturevalue(whose)
+    with pytest.raises(SegmentsFailedError, match=r"0010 \[40:44\]: the worker") as caught:
+        flowmap.fill(target, deadly, arguments, executor=pool)
+    assert list(caught.value.failures) == [2, 3, 10]
+    assert {type(error) for error in caught.value.failures.values()} == {WorkerDiedError}
+    assert [segment.index for segment in target.pending()] == [2, 3, 10]
+    (tmp_path / "mended").touch()
+    records = flowmap.fill(target, deadly, arguments, executor=pool)
+    assert {record.index for record in records} == {2, 3, 10}
+    check_whole(target)
+
+
+def test_what_a_worker_cannot_load_is_no_death(own: Dask) -> None:
+    """It is told at once, with the reason, and the next task finds a worker."""
+    with pytest.raises(FillerNotFoundError, match=r"cannot load.*only where"):
+        own.submit(print, Unloadable()).result()
+    assert own.submit(abs, -1).result() == 1
+
+
+def test_what_cannot_be_pickled_fails_its_task(own: Dask) -> None:
+    """It does not leave this process."""
+    with pytest.raises(TypeError, match="pickle"):
+        own.submit(print, threading.Lock()).result()
+
+
+def test_errors_keep_their_type_and_line(tmp_path: Path, own: Dask) -> None:
+    """As in every executor."""
+    target = make(tmp_path, segments=1)
+    with pytest.raises(SegmentsFailedError, match="raised ZeroDivisionError"):
+        flowmap.fill(target, lambda out, block: out / 1 // 0 + 1 // 0, executor=own)
+    assert states(target) == ["failed"]
+
+
+def known() -> int:
+    """Return of how many runs this worker knows."""
+    return len(_RUNS)
+
+
+def test_a_cluster_that_runs(tmp_path: Path, address: str) -> None:
+    """It is found by its address, has workers of its own, and is left as it is."""
+    log = tmp_path / "log"
+    target = make(tmp_path)
+    assert width(address, None) == 3
+    for _ in range(2):
+        flowmap.fill(target, logged, {"log": str(log)}, executor=address)
+    assert sorted(logged_rows(log)) == list(range(0, 40, 4))
+    check_whole(target)
+    with Client(address, set_as_default=False) as client:
+        assert sum(client.nthreads().values()) == 3
+        assert set(client.run(known).values()) == {0}
+    with pytest.raises(InvalidArgumentError, match="workers is 2, but the cluster at tcp:"):
+        flowmap.fill(target, logged, {"log": str(log)}, executor=address, workers=2)
+
+
+def test_dasks_own_configuration_says_where(tmp_path: Path, address: str) -> None:
+    """The variable that every client of Dask obeys, without another word."""
+    target = make(tmp_path)
+    with dask.config.set({"scheduler-address": address}):
+        assert width("dask", None) == 3
+        flowmap.fill(target, ramp, executor="dask")
+        with pytest.raises(InvalidArgumentError, match="workers is 2, but the cluster at tcp:"):
+            flowmap.fill(target, ramp, executor="dask", workers=2)
+    check_whole(target)
+
+
+@flowmap.filler(volatile=("gate",))
+def waiting(out: NDArray[Any], block: Block, *, gate: str) -> None:
+    """Say that it has begun, and wait for a file that says it may go on."""
+    Path(f"{gate}-{block.start}").touch()
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    out[...] = rows(block)
+
+
+def told() -> bool:
+    """Say whether this worker knows of a run that is to stop."""
+    return any(here.stop.is_set() for here in _RUNS.values())
+
+
+@pytest.mark.parametrize("way", ["stop", "end"])
+def test_others_workers_stop_before_the_next_block(
+    tmp_path: Path, address: str, way: str
+) -> None:
+    """They cannot be killed. What waits is cancelled, and what comes is refused."""
+    target = flowmap.allocate(tmp_path / "a.npy", 40, "f8", segments=5, block_rows=2)
+    gate = tmp_path / "gate"
+    pool = Dask(0, address)
+    futures = [
+        pool.submit(flowmap.fill_segment, segment, waiting, {"gate": str(gate)})
+        for segment in target.segments
+    ]
+    while len(list(tmp_path.glob("gate-*"))) < 3:
+        time.sleep(0.01)
+    ending = threading.Thread(target=getattr(pool, way))
+    ending.start()
+    while not pool.ended:
+        time.sleep(0.01)
+    with pytest.raises(CancelledError):
+        pool.submit(abs, -1)
+    if way == "end":
+        ending.join()  # it does not wait for them
+    else:
+        with Client(address, set_as_default=False) as client:
+            while not any(client.run(told).values()):
+                time.sleep(0.01)
+    gate.touch()
+    ending.join()
+    for future in futures:
+        with pytest.raises((StoppedError, CancelledError)):
+            future.result(timeout=0)
+    deadline = time.monotonic() + 60
+    while "running" in states(target) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(states(target)) == {"pending"}
+    assert set(target.status()["rows_done"].tolist()) == {0, 2}
+    flowmap.fill(target, waiting, {"gate": str(gate)}, executor="threads")
+    check_whole(target)
+
+
+def test_there_is_no_cluster(tmp_path: Path) -> None:
+    """The error says where it was looked for, and leaves no run behind."""
+    target = make(tmp_path)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "100ms"}),
+        pytest.raises(ClusterError, match=r"cluster at tcp://127\.0\.0\.1:9: .*dask sch"),
+    ):
+        flowmap.fill(target, ramp, executor="tcp://127.0.0.1:9")
+    flowmap.fill(target, ramp, executor="threads")
+
+
+def test_a_cluster_that_goes_away(tmp_path: Path) -> None:
+    """Each segment that it had is told so, and the job goes on elsewhere."""
+    target = make(tmp_path)
+    gate = tmp_path / "gate"
+    soon = dask.config.set({"distributed.comm.timeouts.connect": "1s"})
+    with soon, cluster(tmp_path) as (address, processes):
+
+        def kill() -> None:
+            while not list(tmp_path.glob("gate-*")):
+                time.sleep(0.01)
+            for process in processes:
+                os.killpg(process.pid, signal.SIGKILL)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        with pytest.raises(SegmentsFailedError, match=r"the Dask cluster is gone\. Run again"):
+            flowmap.fill(target, waiting, {"gate": str(gate)}, executor=address)
+        killing.join()
+    gate.touch()
+    flowmap.fill(target, waiting, {"gate": str(gate)}, executor="threads")
+    check_whole(target)
+
+
+def test_without_dask(tmp_path: Path) -> None:
+    """The error says what to install, and nothing else of flowmap needs it."""
+    text = """
+        import sys
+        sys.modules["dask.config"] = sys.modules["distributed"] = None
+        import flowmap
+        target = flowmap.allocate(sys.argv[1], 4, "f8")
+        flowmap.fill(target, "arange", executor="processes")
+        try:
+            flowmap.fill(target, "arange", executor="dask")
+        except flowmap.errors.MissingExtraError as error:
+            print(error)
+    """
+    child = run(script(text, tmp_path / "a.npy"))
+    assert child.returncode == 0, child.stderr
+    assert 'pip install "flowmap[dask]"' in child.stdout
+    assert issubclass(MissingExtraError, ImportError)
