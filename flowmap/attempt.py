@@ -92,6 +92,7 @@ class Attempt:
         self._synced_at = time.monotonic()
         self._pid = os.getpid()
         self._dropped = False
+        self._unstarted = 0
 
     @property
     def next_row(self) -> int:
@@ -153,10 +154,10 @@ class Attempt:
             raise self._replaced()
         self._writable = True
 
-    def _told(self, doing: str) -> contextlib.AbstractContextManager[None]:
+    def _told(self, doing: str) -> told:
         return told(f"{self.segment.name}: {doing}", self.segment.path)
 
-    def _noting(self) -> contextlib.AbstractContextManager[None]:
+    def _noting(self) -> told:
         doing = f"{self.segment.name}: cannot record progress; free some space, run again"
         return told(doing, Sidecar.of(self.job.path).folder)
 
@@ -209,7 +210,11 @@ class Attempt:
     def _write(self, data: NDArray[np.uint8], offset: int) -> None:
         with self._told("cannot write the rows; free some space and run again"):
             write_all(self._target, data.data, offset)
-        start_writeback(self._target, offset, len(data))
+        self._unstarted += len(data)
+        if self._unstarted >= CHUNK:  # to ask for each small block takes longer than its write
+            end = offset + len(data)
+            start_writeback(self._target, end - self._unstarted, self._unstarted)
+            self._unstarted = 0
 
     def append(self, data: NDArray[np.uint8], rows: int) -> None:
         """Write the bytes of the next `rows` rows, and note them.

@@ -30,6 +30,7 @@ RESEMBLED: dict[str, tuple[type[Exception], ...]] = {
     "FillerNotFoundError": (ValueError,),
     "FillerRefusedError": (ValueError,),
     "MissingExtraError": (ImportError,),
+    "ClusterError": (ConnectionError, OSError),
     "TargetExistsError": (FileExistsError, OSError),
     "ForeignFileError": (FileExistsError, ValueError),
     "OtherJobError": (FileExistsError, ValueError),

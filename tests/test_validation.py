@@ -40,7 +40,7 @@ from flowmap.errors import (
 )
 from flowmap.ledger import Claim
 from flowmap.sidecar import Sidecar
-from flowmap.storage import open_existing, publish_json, read_json, sync_data
+from flowmap.storage import open_existing, publish_json, read_json, sync_data, write_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -452,8 +452,13 @@ def test_a_failed_sync_is_not_forgotten(
     assert states(target) == ["failed"] * 5
     assert not flowmap.validate(target).ok
     written: list[int] = []
+
+    def count(descriptor: int, data: memoryview, offset: int) -> None:
+        written.append(len(data))
+        write_all(descriptor, data, offset)
+
     with monkeypatch.context() as patch:
-        patch.setattr("flowmap.attempt.start_writeback", lambda _, at, n: written.append(n))
+        patch.setattr("flowmap.attempt.write_all", count)
         fill_all(target)
     assert sum(written) == 20 * 8
     assert flowmap.validate(target).sealed
