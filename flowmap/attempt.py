@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,6 +34,7 @@ from flowmap.records import REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (
     CHUNK,
+    PAGE,
     drop_cached,
     opened,
     read_into,
@@ -92,7 +94,7 @@ class Attempt:
         self._synced_at = time.monotonic()
         self._pid = os.getpid()
         self._dropped = False
-        self._unstarted = 0
+        self._unsent = sys.maxsize  # the first byte whose write-back was not asked for
 
     @property
     def next_row(self) -> int:
@@ -210,11 +212,12 @@ class Attempt:
     def _write(self, data: NDArray[np.uint8], offset: int) -> None:
         with self._told("cannot write the rows; free some space and run again"):
             write_all(self._target, data.data, offset)
-        self._unstarted += len(data)
-        if self._unstarted >= CHUNK:  # to ask for each small block takes longer than its write
-            end = offset + len(data)
-            start_writeback(self._target, end - self._unstarted, self._unstarted)
-            self._unstarted = 0
+        self._unsent = min(self._unsent, offset)
+        end = offset + len(data)
+        whole = end - end % PAGE  # the next block changes the page in which this one ends
+        if whole - self._unsent >= CHUNK:  # to ask for little takes longer than to write it
+            start_writeback(self._target, self._unsent, whole - self._unsent)
+            self._unsent = whole
 
     def append(self, data: NDArray[np.uint8], rows: int) -> None:
         """Write the bytes of the next `rows` rows, and note them.
