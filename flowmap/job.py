@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -22,7 +23,16 @@ from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import NotRegularError, job_mark, opened, publish_json, read_json
+from flowmap.storage import (
+    PAGE,
+    NotRegularError,
+    job_mark,
+    json_text,
+    opened,
+    parsed_json,
+    publish_json,
+    read_json,
+)
 from flowmap.windows import Window
 from flowmap.work import describe
 
@@ -231,6 +241,14 @@ class Job:
         return None
 
 
+def _job_of(path: Path, text: bytes) -> Job:
+    return Job.of_document(path, parsed_json(text))
+
+
+_read_before = functools.lru_cache(maxsize=16)(_job_of)
+"""A worker reads the same text for each segment, before and after it opens the ledger."""
+
+
 def read_job(path: Path) -> Job:
     """Read what was allocated at an absolute path, without looking at the target itself.
 
@@ -256,7 +274,8 @@ def read_job(path: Path) -> Job:
         )
     for _ in range(_LOOKS):
         try:
-            return Job.of_document(path, read_json(sidecar.job))
+            text = json_text(sidecar.job)
+            return _read_before(path, text) if len(text) < PAGE else _job_of(path, text)
         except (FileNotFoundError, NotADirectoryError) as error:
             if os.path.lexists(sidecar.intent):
                 raise DamagedJobError(

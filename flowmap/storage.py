@@ -330,10 +330,28 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
+    return parsed_json(json_text(path))
+
+
+def json_text(path: Path) -> bytes:
+    """Return the text of a document, for `parsed_json`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is longer than any.
+    """
     with opened(path) as descriptor:
         if os.fstat(descriptor).st_size > _LONGEST_JSON:
             raise ValueError("longer than any document that was written")
-        text = b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
+        return b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
+
+
+def parsed_json(text: bytes) -> dict[str, Any]:
+    """Return the document of a text.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     try:
         document = json.loads(text)
         same = document.pop("checksum") == _checksum(document)
