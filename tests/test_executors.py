@@ -580,7 +580,7 @@ def test_failures_keep_no_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def watched(nbytes: int) -> NDArray[np.uint8]:
         buffer = buffer_of(nbytes)
-        buffers.append(weakref.ref(buffer))
+        buffers.append(weakref.ref(buffer.base))
         return buffer
 
     monkeypatch.setattr("flowmap.blocks.buffer_of", watched)
