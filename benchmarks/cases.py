@@ -1,0 +1,12 @@
+"""All cases, in the order in which they are played and shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import fill_cases
+
+if TYPE_CHECKING:
+    from benchmarks.case import Case
+
+CASES: Final[tuple[Case, ...]] = (*fill_cases.CASES,)

@@ -1,0 +1,61 @@
+"""The picture: speeds against the reference of each case, as bars."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.case import speed
+from benchmarks.rounds import ROOT
+from benchmarks.tables import number, quartiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from benchmarks.case import Case
+    from benchmarks.figures import Played
+
+PICTURE: Final = ROOT / "docs" / "performance.png"
+_BAR: Final = 0.22  # inches
+_FLOWMAP, _REFERENCE, _OTHER = "#1b7f5c", "#5b6470", "#a9b4c0"
+
+
+def draw(cases: Sequence[Case], played: dict[str, Played]) -> None:
+    """Draw every case that was saved: a panel each, a bar for each contestant."""
+    known = [case for case in cases if case.name in played]
+    heights = [_BAR * len(case.players) + 0.55 for case in known]
+    with mpl.rc_context({"font.size": 8, "axes.spines.right": False, "axes.spines.top": False}):
+        figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+        grid = figure.subplots(len(known), squeeze=False, height_ratios=heights)
+        for axes, case in zip(grid[:, 0], known, strict=True):
+            _panel(axes, case, played[case.name])
+        figure.savefig(PICTURE, dpi=140)
+
+
+def _panel(axes: Axes, case: Case, played: Played) -> None:
+    names = [player.name for player in case.players]
+    measure = speed(case.reference, case.figure)
+    values = [measure(played.rounds, name) for name in names]
+    middles = [median(each) for each in values]
+    lows, highs = zip(*map(quartiles, values), strict=True)
+    spread = [
+        [m - low for m, low in zip(middles, lows, strict=True)],
+        [high - m for m, high in zip(middles, highs, strict=True)],
+    ]
+    axes.barh(names, middles, xerr=spread, color=[_color(case, name) for name in names])
+    axes.axvline(1, color=_REFERENCE, linewidth=0.8)
+    for row, (middle, high) in enumerate(zip(middles, highs, strict=True)):
+        axes.text(high, row, f" {number(middle)}", va="center", fontsize=7)
+    axes.invert_yaxis()
+    axes.set_title(f"{case.title}: speed against {case.reference}", loc="left", fontsize=8)
+
+
+def _color(case: Case, name: str) -> str:
+    if name.startswith("flowmap"):
+        return _FLOWMAP
+    return _REFERENCE if name.startswith(case.reference) else _OTHER
