@@ -30,19 +30,19 @@ def write(cases: Iterable[Case], played: dict[str, Played]) -> None:
 
 
 def _lines(cases: Sequence[Case], played: dict[str, Played]) -> Iterator[str]:
-    goals = [row for case in cases for row in goal_rows(case, played[case.name].rounds)]
-    yield from _table(GOALS, goals)
-    yield from ("![Speed against the reference of each case](performance.png)", "")
     machines = {played[case.name].machine for case in cases}
+    if len(machines) == 1:
+        yield from (f"Measured on {machines.pop()}.", "")
+    yield from _table(
+        GOALS, [row for case in cases for row in goal_rows(case, played[case.name].rounds)]
+    )
+    yield from ("![Speed against the reference of each case](performance.png)", "")
     for case in cases:
         one = played[case.name]
         made = f"{one.date} at {one.commit}, {len(one.rounds)} rounds{scaled(one)}"
-        yield from (f"### {case.name}", "", f"{case.title} ({made}).", "")
+        where = f", on {one.machine}" if machines else ""
+        yield from (f"### {case.name}", "", f"{case.title} ({made}{where}).", "")
         yield from _table(heading(case), case_rows(case, one.rounds))
-        if len(machines) > 1:
-            yield from (f"On {one.machine}.", "")
-    if len(machines) == 1:
-        yield from (f"All on {machines.pop()}.", "")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
-    from benchmarks.case import Case
+    from benchmarks.case import Case, Contestant
     from benchmarks.figures import Played
 
 PICTURE: Final = ROOT / "docs" / "performance.png"
@@ -28,13 +29,29 @@ _FLOWMAP, _REFERENCE, _OTHER = "#1b7f5c", "#5b6470", "#a9b4c0"
 def draw(cases: Sequence[Case], played: dict[str, Played]) -> None:
     """Draw what was saved of the cases with ratios: a panel each, a bar for each contestant."""
     known = [case for case in cases if case.name in played and case.compared]
-    heights = [_BAR * len(case.players) + 0.55 for case in known]
+    half = sum(map(_height, known)) / 2
+    left = [case for i, case in enumerate(known) if sum(map(_height, known[:i])) < half]
+    columns = [left, known[len(left) :]]
+    inches = max(sum(map(_height, column)) for column in columns)
     with mpl.rc_context({"font.size": 8, "axes.spines.right": False, "axes.spines.top": False}):
-        figure = Figure(figsize=(8, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(known), squeeze=False, height_ratios=heights)
-        for axes, case in zip(grid[:, 0], known, strict=True):
-            _panel(axes, case, played[case.name])
-        figure.savefig(PICTURE, dpi=140)
+        figure = Figure(figsize=(13, inches), layout="constrained")
+        grid = figure.add_gridspec(1, 2)
+        for place, column in enumerate(columns):
+            _column(figure.add_subfigure(grid[0, place]), column, played)
+        figure.savefig(PICTURE, dpi=120)
+
+
+def _height(case: Case) -> float:
+    return _BAR * len(case.players) + 0.55
+
+
+def _column(part: SubFigure, cases: Sequence[Case], played: dict[str, Played]) -> None:
+    if not cases:
+        return
+    ratios = [_height(case) for case in cases]
+    grid = part.subplots(len(cases), squeeze=False, height_ratios=ratios)
+    for axes, case in zip(grid[:, 0], cases, strict=True):
+        _panel(axes, case, played[case.name])
 
 
 def _panel(axes: Axes, case: Case, played: Played) -> None:
@@ -47,15 +64,15 @@ def _panel(axes: Axes, case: Case, played: Played) -> None:
         [m - low for m, low in zip(middles, lows, strict=True)],
         [high - m for m, high in zip(middles, highs, strict=True)],
     ]
-    axes.barh(names, middles, xerr=spread, color=[_color(case, name) for name in names])
+    axes.barh(names, middles, xerr=spread, color=[_color(case, p) for p in case.players])
     axes.axvline(1, color=_REFERENCE, linewidth=0.8)
     for row, (middle, high) in enumerate(zip(middles, highs, strict=True)):
         axes.text(high, row, f" {number(middle)}", va="center", fontsize=7)
     axes.invert_yaxis()
-    axes.set_title(f"{case.title}: speed against {case.reference}", loc="left", fontsize=8)
+    axes.set_title(case.title, loc="left", fontsize=8)
 
 
-def _color(case: Case, name: str) -> str:
-    if name.startswith("flowmap"):
-        return _FLOWMAP
-    return _REFERENCE if name.startswith(case.reference) else _OTHER
+def _color(case: Case, player: Contestant) -> str:
+    if player.name.startswith(case.reference):
+        return _REFERENCE
+    return _OTHER if player.peer else _FLOWMAP
