@@ -74,24 +74,26 @@ class Case:
         contestants: Who does it, in the order of the tables.
         reference: The name of the contestant that the others are divided by. It is played
             twice in each round; the second copy's name is `again`.
+        compared: Whether the tables and the picture show ratios: not where each contestant's
+            figures speak for themselves.
         goals: What is to be reached.
         columns: The figures that the tables show, each with its heading; ratios are of the
             first of them.
         disk: Where the folder lies: on the disk, or in memory (tmpfs).
         rest: Seconds to wait before each run, once all disks are synced.
-        compared: Whether the tables and the picture show ratios: not where each contestant's
-            figures speak for themselves.
+        most: Rounds that are worth their time, where a run takes minutes.
     """
 
     name: str
     title: str
     contestants: tuple[Contestant, ...]
     reference: str
+    compared: bool = True
     goals: tuple[Goal, ...] = ()
     columns: Mapping[str, str] = field(default_factory=lambda: {"seconds": "seconds"})
     disk: Disk = "disk"
     rest: float = 1.0
-    compared: bool = True
+    most: int = 1000
 
     @property
     def again(self) -> str:

@@ -188,6 +188,7 @@ def _rows(name: str, title: str, disk: Disk) -> Case:
         "8 bytes",
         columns={"seconds": "seconds", "rate": "GiB/s"},
         disk=disk,
+        most=7,
     )
 
 
@@ -204,6 +205,7 @@ def _block_sizes(name: str, title: str, disk: Disk) -> Case:
         "1 MiB",
         columns={"seconds": "seconds", "rate": "GiB/s"},
         disk=disk,
+        most=7,
     )
 
 

@@ -69,6 +69,7 @@ def _case(
         goals=tuple(goals[:played]) if limit else (),
         columns=_COLUMNS,
         disk=disk,
+        most=1000 if limit else 7,
     )
 
 
