@@ -32,7 +32,7 @@ def main() -> None:
     played = {}
     for case in (case for case in CASES if case.name in (asked.cases or _names())):
         with Status("", console=console) as status:
-            rounds = play(case, asked.rounds, asked.scale, status.update)
+            rounds = play(case, min(asked.rounds, case.most), asked.scale, status.update)
         played[case.name] = figures.Played.now(rounds, asked.scale)
         console.print(case_table(case, played[case.name]))
         if asked.save:

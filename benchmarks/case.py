@@ -77,6 +77,7 @@ class Case:
             first of them.
         disk: Where the folder lies: on the disk, or in memory (tmpfs).
         rest: Seconds to wait before each run, once all disks are synced.
+        most: Rounds that are worth their time, where a run takes minutes.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Case:
     columns: Mapping[str, str] = field(default_factory=lambda: {"seconds": "seconds"})
     disk: Literal["disk", "memory"] = "disk"
     rest: float = 1.0
+    most: int = 1000
 
     @property
     def again(self) -> str:
