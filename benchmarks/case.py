@@ -19,6 +19,8 @@ Rounds: TypeAlias = Sequence[Mapping[str, Figures]]
 Measure: TypeAlias = Callable[[Rounds, str], list[float]]
 """Makes, for the contestant of that name, one value of each round."""
 
+Disk: TypeAlias = Literal["disk", "memory"]
+
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -78,6 +80,8 @@ class Case:
         disk: Where the folder lies: on the disk, or in memory (tmpfs).
         rest: Seconds to wait before each run, once all disks are synced.
         most: Rounds that are worth their time, where a run takes minutes.
+        compared: Whether the tables and the picture show ratios: not where each contestant's
+            figures speak for themselves.
     """
 
     name: str
@@ -86,9 +90,10 @@ class Case:
     reference: str
     goals: tuple[Goal, ...] = ()
     columns: Mapping[str, str] = field(default_factory=lambda: {"seconds": "seconds"})
-    disk: Literal["disk", "memory"] = "disk"
+    disk: Disk = "disk"
     rest: float = 1.0
     most: int = 1000
+    compared: bool = True
 
     @property
     def again(self) -> str:

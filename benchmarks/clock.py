@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def arguments(**defaults: Any) -> argparse.Namespace:
-    """Return what the command line says: `contestant`, `folder`, `scale`, and more.
+    """Return what the command line says: `contestant`, if any, `folder`, `scale`, and more.
 
     Args:
         **defaults: Other options with their defaults; a false one is a flag.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("contestant")
+    parser.add_argument("contestant", nargs="?")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=1.0)
     for name, default in defaults.items():

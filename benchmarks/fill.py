@@ -6,7 +6,7 @@ import importlib
 from typing import Any, Final
 
 from benchmarks.clock import arguments, say, seconds
-from benchmarks.filling.work import Work, check
+from benchmarks.filling.work import BLOCK, Work, check
 
 GIB: Final = 1 << 30
 CONTESTANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
@@ -14,6 +14,13 @@ CONTESTANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "flowmap-threads": ("with_flowmap", {"executor": "threads"}),
     "pwrite": ("pwrite", {}),
     "pwrite-early": ("pwrite", {"early": True}),
+    "memmap": ("memmap", {}),
+    "memmap-flush": ("memmap", {"flush": True}),
+    "dask": ("with_dask", {}),
+    "joblib": ("with_joblib", {}),
+    "zarr": ("with_zarr", {}),
+    "tensorstore": ("with_tensorstore", {}),
+    "gather": ("gather", {}),
 }
 """The module of each contestant, and what its `ready` is given."""
 
@@ -29,7 +36,7 @@ def main() -> None:
     nbytes = int(asked.gib * asked.scale * GIB)
     work = Work(big, nbytes // 8, asked.filler, asked.durable)
     with module.ready(**options) as fill:
-        fill(Work(small, 1 << 16, asked.filler, asked.durable))
+        fill(Work(small, 16 * BLOCK, asked.filler, asked.durable))
         took = seconds(lambda: fill(work))
     check(work, module.opened(work))
     say(seconds=took, rate=work.rows * 8 / GIB / took)

@@ -38,8 +38,8 @@ def _at_most(limit: float, text: str, one: Contestant, of: Contestant, figure: s
     return Goal(text, limit, measure, at_most=True, contestant=one.name, noise=noise)
 
 
-_SEGMENTS: Final = Case(
-    name="segments",
+SEGMENTS: Final = Case(
+    name="orchestration",
     title="1,000 segments that do nothing, each a task run",
     contestants=(
         _THREADS,
@@ -72,7 +72,7 @@ _SEGMENTS: Final = Case(
     columns=_COLUMNS,
 )
 
-_RUNNERS: Final = Case(
+RUNNERS: Final = Case(
     name="task-runners",
     title="1,000 segments that do nothing, in Prefect's task runners of processes",
     contestants=(
@@ -102,9 +102,9 @@ _GROWING: Final = {
     'flowmap, threads, "end"': "flowmap-threads-end",
 }
 
-_GROWTH: Final = Case(
-    name="growth",
-    title="how the cost grows from 100 segments that do nothing to 10,000",
+GROWTH: Final = Case(
+    name="many-segments",
+    title="How the cost grows from 100 segments that do nothing to 10,000",
     contestants=tuple(
         _flow(f"{count:,}: {name}", flow, "--segments", str(count))
         for count in _COUNTS
@@ -115,4 +115,4 @@ _GROWTH: Final = Case(
     most=3,
 )
 
-CASES: Final = (_SEGMENTS, _RUNNERS, _GROWTH)
+CASES: Final = (SEGMENTS, RUNNERS, GROWTH)

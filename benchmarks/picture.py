@@ -26,8 +26,8 @@ _FLOWMAP, _REFERENCE, _OTHER = "#1b7f5c", "#5b6470", "#a9b4c0"
 
 
 def draw(cases: Sequence[Case], played: dict[str, Played]) -> None:
-    """Draw every case that was saved: a panel each, a bar for each contestant."""
-    known = [case for case in cases if case.name in played]
+    """Draw what was saved of the cases with ratios: a panel each, a bar for each contestant."""
+    known = [case for case in cases if case.name in played and case.compared]
     heights = [_BAR * len(case.players) + 0.55 for case in known]
     with mpl.rc_context({"font.size": 8, "axes.spines.right": False, "axes.spines.top": False}):
         figure = Figure(figsize=(8, sum(heights)), layout="constrained")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.case import fastest, speed
+from benchmarks.case import fastest, speed, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,14 +35,15 @@ def _goal_row(case: Case, goal: Goal, rounds: Rounds) -> tuple[str, ...]:
         f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}{unit}",
         f"{number(median(values))}{unit}",
         spread(values),
-        spread(case.noise(rounds, goal)),
+        spread(case.noise(rounds, goal)) + (unit if goal.noise else ""),
         "yes" if reached else "no",
     )
 
 
 def heading(case: Case) -> tuple[str, ...]:
     """Return the heading of a case's own table."""
-    return ("", *case.columns.values(), f"speed against {case.reference}", "quartiles")
+    ratio = (f"speed against {case.reference}",) if case.compared else ()
+    return ("", *case.columns.values(), *ratio, "quartiles")
 
 
 def case_rows(case: Case, rounds: Rounds) -> list[tuple[str, ...]]:
@@ -50,10 +51,14 @@ def case_rows(case: Case, rounds: Rounds) -> list[tuple[str, ...]]:
     rows = []
     for player in case.players:
         medians = [median(r[player.name][c] for r in rounds) for c in case.columns]
+        row = player.name, *map(number, medians)
         ratios = speed(case.reference, case.figure)(rounds, player.name)
-        shown = "1" if player.name == case.reference else number(median(ratios))
-        wide = "" if player.name == case.reference else spread(ratios)
-        rows.append((player.name, *map(number, medians), shown, wide))
+        if not case.compared:
+            rows.append((*row, spread(value(case.figure)(rounds, player.name))))
+        elif player.name == case.reference:
+            rows.append((*row, "1", ""))
+        else:
+            rows.append((*row, number(median(ratios)), spread(ratios)))
     return rows
 
 

@@ -48,9 +48,8 @@ class Work:
 
     @property
     def segments(self) -> list[tuple[int, int]]:
-        """The parts of the array, in whole blocks where it is long enough."""
-        unit = BLOCK if self.rows >= SEGMENTS * BLOCK else 1
-        each = -(-self.rows // (SEGMENTS * unit)) * unit
+        """The parts of the array, in whole blocks."""
+        each = -(-self.rows // (SEGMENTS * BLOCK)) * BLOCK
         starts = range(0, self.rows, each)
         return [(start, min(start + each, self.rows)) for start in starts]
 
