@@ -37,7 +37,8 @@ def main() -> None:
         console.print(case_table(case, played[case.name]))
         if asked.save:
             figures.save(case.name, played[case.name])
-    console.print(goals_table(CASES, played))
+    if any(case.goals for case in CASES if case.name in played):
+        console.print(goals_table(CASES, played))
     if asked.save:
         saved = figures.load()
         page.write(CASES, saved)

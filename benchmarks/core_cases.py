@@ -209,6 +209,22 @@ def _block_sizes(name: str, title: str, disk: Disk) -> Case:
     )
 
 
+SEGMENTS: Final = Case(
+    "segment-count",
+    "1 GiB in many segments by two workers, on the disk at the end",
+    tuple(
+        Contestant(
+            f"{count:,} segments{text}",
+            ("benchmarks.shapes", "neat", "--segments", str(count), *options),
+        )
+        for count in (100, 1_000, 10_000)
+        for text, options in (("", ()), (', "end" and validated', ("--end",)))
+    ),
+    "100 segments",
+    columns={"seconds": "seconds", "rate": "GiB/s"},
+    most=5,
+)
+
 CASES: Final = (
     BLOCKS,
     VALIDATE,
@@ -220,4 +236,5 @@ CASES: Final = (
     _rows("rows-memory", "on tmpfs", "memory"),
     _block_sizes("block-size", "on the disk at the end", "disk"),
     _block_sizes("block-size-memory", "on tmpfs", "memory"),
+    SEGMENTS,
 )

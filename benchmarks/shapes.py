@@ -1,7 +1,8 @@
-"""A contestant of the cases of rows and blocks: flowmap, by rows and blocks of some size."""
+"""A contestant of the cases of sizes: flowmap, by rows, blocks and segments of some size."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,7 +12,12 @@ from benchmarks.clock import arguments, say, seconds
 from benchmarks.filling.work import WORKERS
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from pathlib import Path
+
     from numpy.typing import NDArray
+
+    from flowmap.job import Durability
 
 GIB: Final = 1 << 30
 ROWS: Final[dict[str, tuple[np.dtype[Any], tuple[int, ...]]]] = {
@@ -29,36 +35,55 @@ def ones(out: NDArray[Any], _block: flowmap.Block) -> None:
     out.view(np.uint8).fill(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is allocated, and where it is filled."""
+
+    dtype: np.dtype[Any]
+    row: tuple[int, ...]
+    block_rows: int | None
+    segments: int | None
+    durability: Durability
+    pool: Executor
+
+    def fill(self, path: Path, rows: int) -> flowmap.Target:
+        """Allocate and fill; validate as well where only that puts the bytes on the disk."""
+        target = flowmap.allocate(
+            path,
+            (rows, *self.row),
+            self.dtype,
+            segments=self.segments,
+            block_rows=self.block_rows,
+            durability=self.durability,
+        )
+        flowmap.fill(target, ones, executor=self.pool)
+        if self.durability == "end":
+            flowmap.validate(target).raise_if_bad()
+        return target
+
+
 def main() -> None:
     """Fill a gibibyte of such rows."""
-    asked = arguments(gib=1.0, kib=0)
+    asked = arguments(gib=1.0, kib=0, segments=0, end=False)
     dtype, row = ROWS[asked.contestant]
     row_bytes = dtype.itemsize * int(np.prod(row))
     rows = int(asked.gib * asked.scale * GIB) // row_bytes
-    block_rows = asked.kib * 1024 // row_bytes or None
     with flowmap.executor("processes", WORKERS) as pool:
-        fill(asked.folder / "small.npy", (16, *row), dtype, None, pool)
-        target = None
-
-        def work() -> None:
-            nonlocal target
-            target = fill(asked.folder / "big.npy", (rows, *row), dtype, block_rows, pool)
-
-        took = seconds(work)
-    assert target is not None
-    data = np.memmap(target.path, np.uint8, "r")[-rows * row_bytes :]
+        shape = Shape(
+            dtype,
+            row,
+            asked.kib * 1024 // row_bytes or None,
+            asked.segments or None,
+            "end" if asked.end else "segment",
+            pool,
+        )
+        replace(shape, segments=None).fill(asked.folder / "small.npy", 16)
+        path = asked.folder / "big.npy"
+        took = seconds(lambda: shape.fill(path, rows))
+    data = np.memmap(path, np.uint8, "r")[-rows * row_bytes :]
     for first in range(0, len(data), 1 << 24):
         assert data[first : first + (1 << 24)].min() == 1, "not filled"
     say(seconds=took, rate=rows * row_bytes / GIB / took)
-
-
-def fill(
-    path: Any, shape: tuple[int, ...], dtype: Any, block_rows: int | None, pool: Any
-) -> flowmap.Target:
-    """Allocate and fill."""
-    target = flowmap.allocate(path, shape, dtype, block_rows=block_rows)
-    flowmap.fill(target, ones, executor=pool)
-    return target
 
 
 if __name__ == "__main__":

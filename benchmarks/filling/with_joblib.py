@@ -22,8 +22,8 @@ opened = common.open_npy
 
 @contextlib.contextmanager
 def ready() -> Iterator[Callable[[Work], None]]:
-    """Start the workers."""
-    with Parallel(n_jobs=WORKERS) as parallel:
+    """Start the workers; a task is a segment, long enough to be sent alone."""
+    with Parallel(n_jobs=WORKERS, batch_size=1) as parallel:
         yield functools.partial(_fill, parallel)
 
 
