@@ -29,6 +29,8 @@ _FLOWMAP, _REFERENCE, _OTHER = "#1b7f5c", "#5b6470", "#a9b4c0"
 def draw(cases: Sequence[Case], played: dict[str, Played]) -> None:
     """Draw what was saved of the cases with ratios: a panel each, a bar for each contestant."""
     known = [case for case in cases if case.name in played and case.compared]
+    if not known:
+        return
     half = sum(map(_height, known)) / 2
     left = [case for i, case in enumerate(known) if sum(map(_height, known[:i])) < half]
     columns = [left, known[len(left) :]]

@@ -42,8 +42,9 @@ def _goal_row(case: Case, goal: Goal, rounds: Rounds) -> tuple[str, ...]:
 
 def heading(case: Case) -> tuple[str, ...]:
     """Return the heading of a case's own table."""
-    ratio = (f"speed against {case.reference}",) if case.compared else ()
-    return ("", *case.columns.values(), *ratio, "quartiles")
+    if case.compared:
+        return ("", *case.columns.values(), f"speed against {case.reference}", "quartiles")
+    return ("", *case.columns.values(), f"quartiles of {case.columns[case.figure]}")
 
 
 def case_rows(case: Case, rounds: Rounds) -> list[tuple[str, ...]]:
