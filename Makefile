@@ -40,9 +40,9 @@ campaign-of-jobs: .venv/test.ready
 campaign-of-faults: .venv/test.ready
 	$(CAMPAIGN) $(FAULTS)
 
-# Takes an hour, on an idle machine: flowmap and its peers on the same work. Puts its figures into
-# docs/performance.md. `make bench CASES="fill import"` plays these cases again, and replaces
-# their figures; `.venv/bin/python -m benchmarks --help` tells how to try one.
+# Takes two hours or more, on an idle machine: flowmap and its peers on the same work. Puts its
+# figures into docs/performance.md. `make bench CASES="fill import"` plays these cases again, and
+# replaces their figures; `.venv/bin/python -m benchmarks --help` tells how to try one.
 bench: .venv/bench.ready
 	$(BIN)/python -m benchmarks $(CASES) --save
 
