@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest campaign campaign-of-jobs campaign-of-faults clean
+.PHONY: run test lint types layers pytest campaign campaign-of-jobs campaign-of-faults bench clean
 
 run: .venv/run.ready
 	$(BIN)/python flows/parameter_sweep.py
@@ -40,6 +40,12 @@ campaign-of-jobs: .venv/test.ready
 campaign-of-faults: .venv/test.ready
 	$(CAMPAIGN) $(FAULTS)
 
+# Takes two hours or more, on an idle machine: flowmap and its peers on the same work. Puts its
+# figures into docs/performance.md. `make bench CASES="fill import"` plays these cases again, and
+# replaces their figures; `.venv/bin/python -m benchmarks --help` tells how to try one.
+bench: .venv/bench.ready
+	$(BIN)/python -m benchmarks $(CASES) --save
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowmap needs Python 3.11 or later; set PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
@@ -50,6 +56,10 @@ campaign-of-faults: .venv/test.ready
 
 .venv/test.ready: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP_INSTALL) -e '.[test]'
+	touch $@ .venv/run.ready
+
+.venv/bench.ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) -e '.[bench]'
 	touch $@ .venv/run.ready
 
 clean:

@@ -1,0 +1,1 @@
+"""What flowmap costs, measured beside its peers: `python -m benchmarks`, or `make bench`."""

@@ -1,0 +1,1 @@
+"""Programs that orchestrate segments which do nothing: what a segment costs beside its work."""
