@@ -28,6 +28,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.sidecar import Sidecar
+from flowmap.storage import CHUNK, PAGE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -333,6 +334,22 @@ def test_a_name_finds_its_filler(tmp_path: Path) -> None:
     target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=1)
     flowmap.fill_segment(target.segments[0], "support:ramp")
     np.testing.assert_array_equal(target.asarray(), np.sqrt(np.arange(10)))
+
+
+def test_write_back_takes_whole_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for in the order of the file, no page twice, and for no little at a time."""
+    target = flowmap.allocate(tmp_path / "a.npy", (3000, 1001), "u1", segments=1, block_rows=7)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "flowmap.attempt.start_writeback", lambda _, first, n: asked.append((first, first + n))
+    )
+    flowmap.fill_segment(target.segments[0], lambda out, block: out.fill(block.start % 251))
+    assert len(asked) == 2
+    ends = [target.job.data_offset, *(end for _, end in asked)]
+    assert [first for first, _ in asked] == ends[:-1]
+    assert not any(end % PAGE for end in ends)
+    assert all(end - first >= CHUNK for first, end in asked)
+    assert target.job.size - ends[-1] < CHUNK + PAGE
 
 
 FILL_AND_TELL = """
