@@ -44,11 +44,11 @@ def refuse_division(given: object) -> None:
                 f"{short(given)} divides a unit of time by zero, or by no plain number; "
                 "write the unit that comes of it, as in '<M8[500ms]'"
             )
-    elif isinstance(given, list | tuple):
-        for each in given:
-            refuse_division(each)
     elif isinstance(given, dict):
-        for each in given.values():
+        for each in (*given, *given.values()):  # NumPy may take the keys for fields
+            refuse_division(each)
+    elif isinstance(given, list | tuple | set):
+        for each in given:
             refuse_division(each)
 
 

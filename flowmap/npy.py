@@ -239,9 +239,7 @@ def read_header(file: Readable, most: int = MAX_HEADER_SIZE) -> Layout:
         literal = text.lstrip(" \t")
         old = version != (3, 0) and text.isascii()
         tree = ast.parse(_LONG.sub("", literal) if old else literal, mode="eval")
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant):
-                refuse_division(node.value)
+        refuse_division(ast.literal_eval(tree))  # of doubled keys only the last counts
         if not text.isascii():
             literal = ast.unparse(tree)  # no odd backslash before what becomes an escape
         payload = literal.encode("ascii", "backslashreplace")  # up to ten for a character

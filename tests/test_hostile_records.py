@@ -226,6 +226,8 @@ def test_a_unit_of_time_divided_by_zero(tmp_path: Path, kind: str, divisor: str)
         f"[('a', {text!r})]",
         f"({text!r}, (2,))",
         f"({text[:3]!r} {text[3:]!r})",
+        f"{{('a', {text!r}): 1}}",
+        f"{{('a', {text!r})}}",
     ):
         file = io.BytesIO(
             header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': (3,)}}")
@@ -238,6 +240,8 @@ def test_a_unit_of_time_divided_by_zero(tmp_path: Path, kind: str, divisor: str)
 def test_a_unit_of_time_that_is_divided(tmp_path: Path, text: str) -> None:
     """What NumPy can divide is divided."""
     assert flowmap.allocate(tmp_path / "a.npy", 8, text).dtype == np.dtype(text)
+    twice = f"{{'descr': '<M8[s/0]', 'fortran_order': False, 'shape': (3,), 'descr': '{text}'}}"
+    assert read_header(io.BytesIO(header(twice))).dtype == np.dtype(text)
 
 
 def header(text: str) -> bytes:
