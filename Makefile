@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest campaign campaign-of-jobs campaign-of-faults bench clean
+.PHONY: run test lint types layers pytest campaign bench clean
 
 run: .venv/run.ready
 	$(BIN)/python flows/parameter_sweep.py
@@ -24,27 +24,16 @@ layers: .venv/test.ready
 pytest: .venv/test.ready
 	$(BIN)/pytest -m "not campaign"
 
-# Takes two hours, and root: every fault in numbers, in two halves beside each other. Puts its
-# figures into docs/reliability.md. `make campaign-of-faults FAULTS=tests/faults/test_races.py`
-# does one part again, and replaces the figures of its class.
+# Takes two hours, and root: every fault in numbers, in parts of which two run at a time. Each that
+# passes puts its figures into docs/reliability.md, also alone: `make campaign-races`.
 campaign: .venv/test.ready
-	$(MAKE) -j2 campaign-of-jobs campaign-of-faults
+	$(MAKE) -k -j2 $(PARTS:%=campaign-%)
 
-JOBS := tests/faults/test_whole_jobs.py tests/faults/test_hostile_files.py tests/faults/test_hostile_input.py
-FAULTS ?= $(filter-out $(JOBS),$(wildcard tests/faults/test_*.py))
-CAMPAIGN := $(BIN)/pytest -m campaign --figures docs/reliability.md -p no:cacheprovider
+PARTS := whole_jobs hostile_input zombies power_cut damage system_calls races killed_runs \
+	full_disk failed_write_back hostile_files
 
-campaign-of-jobs: .venv/test.ready
-	$(CAMPAIGN) $(JOBS)
-
-campaign-of-faults: .venv/test.ready
-	$(CAMPAIGN) $(FAULTS)
-
-# Takes two hours or more, on an idle machine: flowmap and its peers on the same work. Puts its
-# figures into docs/performance.md. `make bench CASES="fill import"` plays these cases again, and
-# replaces their figures; `.venv/bin/python -m benchmarks --help` tells how to try one.
-bench: .venv/bench.ready
-	$(BIN)/python -m benchmarks $(CASES) --save
+campaign-%: .venv/test.ready
+	$(BIN)/pytest -m campaign -p no:cacheprovider --figures docs/reliability.md tests/faults/test_$**.py
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowmap needs Python 3.11 or later; set PYTHON=python3.x")'

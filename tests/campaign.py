@@ -69,7 +69,7 @@ class Figures:
     def write(self, page: Path) -> None:
         """Put the sums into a page, each in the place of the last ones of its class.
 
-        Two halves of a campaign may do so at once.
+        Two parts of a campaign may do so at once.
 
         Args:
             page: With the two marks in it, and the table between them.

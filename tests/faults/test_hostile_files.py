@@ -253,7 +253,7 @@ def test_what_is_no_file_of_flowmaps_is_harmless(
         cases -= {("a.npy", "load")}  # numpy.load waits, and so does what is but that
     found = [stage.fault(place, kind, use) for place, use in sorted(cases)]
     assert not any(found), [fault for fault in found if fault]
-    figures.add("hostile input", f"{kind} in the place of a file", len(found))
+    figures.add("hostile file", f"{kind} in the place of a file", len(found))
 
 
 @pytest.mark.parametrize(
@@ -288,4 +288,4 @@ def test_the_target_is_linked_twice(tmp_path: Path, figures: Figures) -> None:
     _allocated("overwrite")(target)
     assert second.read_bytes() == old
     assert not Sidecar.of(second).folder.exists()
-    figures.add("hostile input", "hard link to the target")
+    figures.add("hostile file", "hard link to the target")

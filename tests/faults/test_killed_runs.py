@@ -135,7 +135,7 @@ def test_killed_with_its_workers(
         complete(path, log, settings)
         assert computed(log) == left
         assert not not_completed(path, before)
-        figures.add("kill", "of a flow with its workers")
+        figures.add("kill of a flow", "with its workers")
 
 
 @pytest.mark.parametrize("kills", sizes(2, 40))
@@ -154,4 +154,4 @@ def test_killed_workers(
         assert len(set(done)) == SEGMENTS * BLOCKS
         assert len(done) - len(set(done)) <= 1
         assert not lies(path) + not_completed(path, records(path))
-        figures.add("kill", "of a worker of a flow")
+        figures.add("kill of a flow", "of a worker of it")
