@@ -111,7 +111,8 @@ GROWTH: Final = Case(
         for name, flow in _GROWING.items()
     ),
     reference=f"{_COUNTS[0]:,}: Prefect's threads",
-    columns={"segment_ms": "ms a segment"} | _COLUMNS,
+    compared=False,
+    columns={"segment_ms": "ms/segment"} | _COLUMNS,
     most=3,
 )
 
