@@ -14,6 +14,7 @@ _COLUMNS: Final = {
     "seconds": "seconds",
     "whole": "whole call",
     "recorded": "recorded",
+    "lost": "never recorded",
     "segment_ms": "ms/segment",
     "server_cpu": "server CPU",
     "flow_cpu": "flow CPU",
