@@ -15,7 +15,6 @@ _COLUMNS: Final = {
     "whole": "whole call",
     "recorded": "recorded",
     "lost": "never recorded",
-    "segment_ms": "ms/segment",
     "server_cpu": "server CPU",
     "flow_cpu": "flow CPU",
     "flow_mib": "flow MiB",
