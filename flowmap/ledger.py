@@ -166,6 +166,7 @@ class Ledger:
 
         Raises:
             StorageError: It cannot be read.
+            DamagedJobError: The ledger ends before its last page.
         """
         chosen = np.zeros(self._count, SLOT)
         chosen["segment"] = np.arange(self._count)
@@ -176,13 +177,23 @@ class Ledger:
             last = min(first + step, self._count)
             pages = buffer_of((last - first) * PAGE)
             with told("cannot read the ledger; look at the disk", self.path):
-                read_into(self._descriptor, pages, self._offset + first * PAGE)
+                count = read_into(self._descriptor, pages, self._offset + first * PAGE)
+            if count < len(pages):
+                raise _damaged(self.path, f"ends within the pages from segment {first:04d} on")
             slots = pages.view(SLOT).reshape(-1, SLOTS)
             places = np.column_stack([np.arange(first, last), bounds[first:last]])
             best = _newest(slots, self._job, places)
             (known,) = np.nonzero(best >= 0)
             chosen[first + known] = slots[known, best[known]]
         return chosen
+
+    def records(self, bounds: NDArray[np.int64]) -> list[SegmentRecord]:
+        """Return the record of each segment; arguments and errors are those of `read_all`."""
+        slots = self.read_all(bounds).tobytes()
+        size = SLOT.itemsize
+        return [
+            SegmentRecord.unpack(slots[at : at + size]) for at in range(0, len(slots), size)
+        ]
 
     def write(self, record: SegmentRecord, page: bytes) -> bytes:
         """Write a record into the slot that its attempt and sequence number own.

@@ -116,14 +116,16 @@ class _Validation:
         self.target = target
         self.mixed = mixed
         self.segments: tuple[Segment, ...] = ()
+        self.bounds = np.empty((0, 2), np.int64)
         self.problems: list[str] = []
         self.bad: set[int] = set()
 
     def report(self, check: Check | None, *, finite: bool, mark: bool) -> ValidationReport:
         try:
             with self.job.ledger() as ledger:  # of so many segments, before they are listed
+                self.bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
+                records = ledger.records(self.bounds)
                 self.segments = self.job.segments()
-                records = [ledger.read(s.index, s.start, s.stop) for s in self.segments]
         except (DamagedJobError, StorageError) as error:
             why = tuple(_unseal(self.job) if mark else [])
             return ValidationReport(self.job.path, (str(error),), self.segments, notes=why)
@@ -292,8 +294,10 @@ class _Validation:
             if synced:
                 with self.job.ledger(write=True) as ledger:
                     for record in synced:
-                        if _now(ledger, record) == record:
-                            ledger.write(record.made_durable(), ledger.page(record.index))
+                        page = ledger.page(record.index)
+                        place = record.index, record.start, record.stop
+                        if ledger.newest(page, *place) == record:
+                            ledger.write(record.made_durable(), page)
                     ledger.sync()
         except (OSError, FlowmapError) as error:
             what = "Nothing" if not marked else "Not everything"
@@ -312,7 +316,8 @@ class _Validation:
     def _seal(self, digest: str, records: list[SegmentRecord]) -> tuple[bool, list[str]]:
         def claimed() -> bool:
             with self.job.ledger() as ledger:
-                return any(_now(ledger, record).token != record.token for record in records)
+                now = ledger.records(self.bounds)
+            return any(a.token != b.token for a, b in zip(now, records, strict=True))
 
         try:
             return sealing.put(self.job, self.target, digest, claimed=claimed)

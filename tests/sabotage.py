@@ -179,6 +179,8 @@ def _no_comparing_of_headers(patch: Patch) -> None:
 def _no_comparing_of_sizes(patch: Patch) -> None:
     _no_comparing_of("bytes", patch)
     patch(Ledger, "_compare", _nothing)
+    real = flowmap.storage.read_into
+    patch(flowmap.ledger, "read_into", lambda *of: max(real(*of), len(of[1])))
 
 
 def _a_mark_too_many(patch: Patch) -> None:

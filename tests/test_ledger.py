@@ -447,5 +447,7 @@ def test_a_ledger_that_cannot_be_read(ledger: Ledger, monkeypatch: pytest.Monkey
 def test_a_ledger_that_is_cut_short_while_open(ledger: Ledger) -> None:
     """Half a page is damage, not an array that cannot be reshaped."""
     os.truncate(ledger.path, 2 * PAGE + 100)
+    with pytest.raises(DamagedJobError, match="ends within the pages"):
+        ledger.read_all(np.zeros((3, 2), np.int64))
     with pytest.raises(DamagedJobError, match="ends within"):
         ledger.page(1)
