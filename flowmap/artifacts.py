@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 import time
-from typing import TYPE_CHECKING, Final, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self, cast
 
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
 )
 
+from flowmap.errors import said
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from flowmap.report import ValidationReport
@@ -27,60 +34,83 @@ def artifact_key(target: Target, kind: str) -> str:
     return f"flowmap-{kind}-{name}"
 
 
-class ProgressBar:
-    """The share of a job's rows that is done, as a progress artifact of the flow run.
+class Artifacts:
+    """The artifacts of a flow run: how many of a job's rows are done, and what came of it.
+
+    The calls are made in a thread of their own, since each takes long on a server that records
+    thousands of task runs meanwhile; the end of the `with` block waits for them, unless the run
+    was cut short. One that fails is told in the log and costs no more than itself.
 
     Args:
         target: The target.
-        rows: Rows to be filled in this run.
     """
 
-    def __init__(self, target: Target, rows: int) -> None:
-        self._total = target.job.layout.rows
-        self._done = self._total - rows
-        self._shown_at = time.monotonic()
-        # Called from a flow that is not async, it is the id and no coroutine.
-        self._id = cast(
-            "UUID",
-            create_progress_artifact(
-                self._percent, artifact_key(target, "progress"), f"Rows of {target.path}"
-            ),
-        )
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._total = self._done = target.job.layout.rows
+        self._shown_at = 0.0
+        self._id: UUID | None = None
+        self._thread = ThreadPoolExecutor(1, "flowmap-artifacts")
+        self._calls: list[Future[object]] = []
 
-    @property
-    def _percent(self) -> float:
-        return 100.0 * self._done / self._total if self._total else 100.0
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        wait = kind is None or issubclass(kind, Exception)
+        self._thread.shutdown(wait=wait, cancel_futures=not wait)
+        for call in self._calls:
+            if wait and (error := call.exception()):
+                get_run_logger().warning("Not shown in the UI: %s", said(error))
+
+    def begin(self, rows: int) -> None:
+        """Show that so many rows are to be filled in this run."""
+        self._done = self._total - rows
+        self.show()
 
     def advance(self, rows: int) -> None:
         """Count rows that are done; shown every two seconds at most."""
         self._done += rows
-        if time.monotonic() - self._shown_at >= _SECONDS:
+        due = time.monotonic() - self._shown_at >= _SECONDS
+        if due and all(call.done() for call in self._calls):
             self.show()
+
+    def end(self, report: ValidationReport) -> None:
+        """Show what was made and how to open it, as a table under a key of its own.
+
+        Args:
+            report: Of the validation, which passed.
+        """
+        target = self._target
+        rows = {
+            "file": f"`{target.path}`",
+            "shape": f"`{target.shape}`",
+            "dtype": f"`{target.dtype}`",
+            "order": "Fortran" if target.fortran_order else "C",
+            "bytes": f"{target.nbytes:,}",
+            "segments": f"{len(target.segments):,}",
+            "digest (xxh3_128)": f"`{report.digest}`",
+            "open it": f'`numpy.load("{target.path}", mmap_mode="r")`',
+        }
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        text = f"| | |\n|---|---|\n{table}\n"
+        self._call(
+            create_markdown_artifact, text, artifact_key(target, "summary"), str(target.path)
+        )
 
     def show(self) -> None:
         """Show how far it is now."""
         self._shown_at = time.monotonic()
-        update_progress_artifact(self._id, self._percent)
+        self._call(self._put, 100.0 * self._done / self._total if self._total else 100.0)
 
+    def _put(self, percent: float) -> None:
+        if self._id is not None:
+            update_progress_artifact(self._id, percent)
+            return
+        key, about = artifact_key(self._target, "progress"), f"Rows of {self._target.path}"
+        # Called where nothing is async, it is the id and no coroutine.
+        self._id = cast("UUID", create_progress_artifact(percent, key, about))
 
-def publish_summary(target: Target, report: ValidationReport) -> None:
-    """Show what was made and how to open it, as a table under a key of its own.
-
-    Args:
-        target: The target.
-        report: Of its validation, which passed.
-    """
-    rows = {
-        "file": f"`{target.path}`",
-        "shape": f"`{target.shape}`",
-        "dtype": f"`{target.dtype}`",
-        "order": "Fortran" if target.fortran_order else "C",
-        "bytes": f"{target.nbytes:,}",
-        "segments": f"{len(target.segments):,}",
-        "digest (xxh3_128)": f"`{report.digest}`",
-        "open it": f'`numpy.load("{target.path}", mmap_mode="r")`',
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    create_markdown_artifact(
-        f"| | |\n|---|---|\n{table}\n", artifact_key(target, "summary"), str(target.path)
-    )
+    def _call(self, call: Callable[..., object], *arguments: object) -> None:
+        context = contextvars.copy_context()  # which says of which flow run it is
+        self._calls.append(self._thread.submit(partial(context.run, call, *arguments)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import numpy as np
@@ -14,7 +16,7 @@ from prefect.flows import Flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BeforeValidator, Field
 
-from flowmap.artifacts import ProgressBar, publish_summary
+from flowmap.artifacts import Artifacts
 from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed
 from flowmap.dtypes import dtype_from_descr
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from flowmap.target import Target
 
 _SPARE_THREADS = 4  # so that a worker never waits for Prefect to hand it the next segment
+_TELL_SECONDS = 10  # between two lines of the log that say how far it is
 _MOST_THREADS = 512  # each waits for a segment on a large cluster, and takes a little memory
 
 
@@ -181,13 +184,18 @@ def fill_array(
     parameters = {"filler": work.function, "arguments": work.arguments}
     run = runtime.flow_run.id
     name = f"{runtime.flow_run.name} ({run})"
-    with _stoppable(), leased(target.job, name, run) as lease:
+    with (
+        _stoppable(),
+        leased(target.job, name, run) as lease,
+        Artifacts(target) as artifacts,
+        _few_words(),
+    ):
         for dead in lease.dead:
             close_dead_run(target, dead)
         lease.forget_dead()
-        _fill_pending(target, lease, parameters, executor, workers)
+        _fill_pending(target, lease, artifacts, parameters, executor, workers)
         report = validate_task(target, finite=finite)
-    publish_summary(target, report)
+        artifacts.end(report)
     return report
 
 
@@ -206,9 +214,29 @@ def _stoppable() -> Iterator[None]:
         raise exit_for_now() from None
 
 
+@contextlib.contextmanager
+def _few_words() -> Iterator[None]:
+    """Leave out of the log, for a `with` block, that a segment was completed.
+
+    Thousands of such lines drown what failed, and each costs a tenth of its task run.
+    """
+
+    def is_worth_it(record: logging.LogRecord) -> bool:
+        of_segment = str(getattr(record, "task_run_name", "")).startswith("segment ")
+        return not (of_segment and record.getMessage() == "Finished in state Completed()")
+
+    logger = logging.getLogger("prefect.task_runs")
+    logger.addFilter(is_worth_it)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_worth_it)
+
+
 def _fill_pending(
     target: Target,
     lease: Lease,
+    artifacts: Artifacts,
     parameters: dict[str, Any],
     executor: ExecutorName,
     workers: int | None,
@@ -217,7 +245,8 @@ def _fill_pending(
     pending = target.pending()
     if not pending:
         return
-    bar = ProgressBar(target, sum(segment.rows for segment in pending))
+    artifacts.begin(sum(segment.rows for segment in pending))
+    logger, told_at, done = get_run_logger(), time.monotonic(), 0
     threads = min(width(executor, workers), _MOST_THREADS) + _SPARE_THREADS
     failures: dict[Segment, BaseException] = {}
     # The executor within: on Ctrl-C its workers end before their task runs are waited for.
@@ -234,14 +263,19 @@ def _fill_pending(
         for future in as_they_end(futures):
             lease.check()
             segment = futures[future]
-            result = future.result(raise_on_failure=False)
-            if isinstance(result, SegmentRecord):
-                bar.advance(segment.rows)
-            elif isinstance(result, BaseException):
-                failures[segment] = result
-            else:  # of a task run that was cancelled
-                failures[segment] = StoppedError(f"{segment.name} was cancelled.")
-    bar.show()
+            future.wait()
+            if future.state.is_completed():  # to ask for its result takes ten times as long
+                artifacts.advance(segment.rows)
+                done += 1
+            else:
+                error: object = future.result(raise_on_failure=False)
+                if not isinstance(error, BaseException):
+                    error = StoppedError(f"{segment.name} was cancelled.")
+                failures[segment] = error
+            if time.monotonic() - told_at >= _TELL_SECONDS:
+                told_at = time.monotonic()
+                logger.info("%d of %d segments are filled", done, len(pending))
+    artifacts.show()
     if failures:
         raise failed(failures, len(target.segments), target)
-    get_run_logger().info("%d segments were filled", len(pending))
+    logger.info("%d segments were filled", len(pending))

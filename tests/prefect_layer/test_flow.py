@@ -98,7 +98,7 @@ def test_padding_stays_padding(server: Server, tmp_path: Path) -> None:
 
 
 def test_failed_segments_are_named_and_only_they_run_again(
-    server: Server, tmp_path: Path
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One failing segment does not stop the others; the message says how to go on."""
     path = tmp_path / "out.npy"
@@ -110,6 +110,13 @@ def test_failed_segments_are_named_and_only_they_run_again(
     }
     with pytest.raises(SegmentsFailedError) as caught:
         flowmap.fill_array(str(path), **asked, arguments={"fail": [55]})
+    of_segments = [
+        record.getMessage().partition("(")[0]
+        for record in caplog.records
+        if str(vars(record).get("task_run_name")).startswith("segment")
+    ]
+    assert of_segments.count("Finished in state Failed") == 1
+    assert "Finished in state Completed" not in of_segments
     message = str(caught.value)
     assert "1 of 10 segments" in message
     assert "segment 0005 [50:60]" in message
@@ -247,6 +254,24 @@ def test_ui_gets_a_progress_bar_and_a_summary(server: Server, tmp_path: Path) ->
     assert str(path) in summary
     assert report.digest is not None
     assert report.digest in summary
+
+
+def test_what_the_ui_refuses_costs_no_more_than_itself(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An artifact that cannot be made is told in the log, and the array is filled."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("no such artifact")
+
+    monkeypatch.setattr("flowmap.artifacts.create_progress_artifact", refuse)
+    assert flowmap.fill_array(
+        str(tmp_path / "out.npy"), 1000, segments=4, executor="threads"
+    ).ok
+    assert "Not shown in the UI: OSError: no such artifact" in caplog.text
 
 
 def test_form_describes_every_parameter() -> None:
