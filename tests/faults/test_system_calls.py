@@ -297,7 +297,8 @@ def run_with_workers(case: Case, *inject: str, whole_tree: bool = False) -> tupl
     for end in ends:
         os.close(end)
     told = case.zygote.end(case.path, tracer)
-    return told, sum(told.seen[pid][-2].endswith("= ?") for pid in workers)
+    last = [told.seen[pid][-2:-1] for pid in workers]  # none of one that was killed while idle
+    return told, sum(line.endswith("= ?") for lines in last for line in lines)
 
 
 BROKEN = {
