@@ -9,6 +9,7 @@ valid (attempt, sequence) counts.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import socket
@@ -75,7 +76,7 @@ class Ledger:
         self.path = path
         self._job = job
         self._count = count
-        header = _layout(count).header()
+        header = _header(count)
         self._offset = len(header)
         try:
             self._descriptor = open_existing(path, write=write)
@@ -345,7 +346,7 @@ def _whose(record: SegmentRecord) -> tuple[int, str]:
 
 def create_ledger(path: Path, count: int) -> None:
     """Make the ledger of a new job: reserved, empty, durable once its folder is synced."""
-    header = _layout(count).header()
+    header = _header(count)
     size = len(header) + count * PAGE
     zeros = bytes(CHUNK)
     with created(path) as descriptor:
@@ -357,8 +358,9 @@ def create_ledger(path: Path, count: int) -> None:
         os.fsync(descriptor)
 
 
-def _layout(count: int) -> Layout:
-    return Layout((count, SLOTS), SLOT, fortran_order=False)
+@functools.lru_cache(maxsize=16)  # a worker opens the ledger for each segment
+def _header(count: int) -> bytes:
+    return Layout((count, SLOTS), SLOT, fortran_order=False).header()
 
 
 def _newest(slots: NDArray[Any], job: str, places: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,7 +8,6 @@ multiple of 64.
 from __future__ import annotations
 
 import ast
-import functools
 import io
 import itertools
 import math
@@ -167,7 +166,6 @@ class Layout:
         """The dtype as the format writes it."""
         return descr_of(self.dtype)
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019 -- a few layouts may live for ever
     def header(self) -> bytes:
         """Return the header, from the magic to the newline before the data.
 

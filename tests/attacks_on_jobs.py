@@ -20,7 +20,7 @@ from attacks import Attack, Headers, Refusable, ensure, watched
 import flowmap
 from flowmap import lease, sealing
 from flowmap.errors import DamagedJobError, FlowmapError, JobBusyError, StorageError
-from flowmap.ledger import _layout
+from flowmap.ledger import _header
 from flowmap.npy import Layout, header_digest
 from flowmap.records import FINISHED, SLOT, SegmentRecord
 from flowmap.segments import Plan
@@ -271,7 +271,7 @@ class Forged(_Jobs):
             document["segments"], count = runs, len(Plan(tuple(runs)))
         self.put(self.path, header + bytes(min(layout.nbytes, _ROOM)))
         self.put(self.sidecar.job, _signed(document))
-        self.put(self.sidecar.ledger, _layout(count).header() + bytes(PAGE * min(count, 9)))
+        self.put(self.sidecar.ledger, _header(count) + bytes(PAGE * min(count, 9)))
         target = self.look(thorough=True)
         if target is not None:
             ensure(target.job.plan.rows == layout.rows == target.job.layout.rows, "other rows")

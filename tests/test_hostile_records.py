@@ -244,6 +244,14 @@ def test_a_unit_of_time_that_is_divided(tmp_path: Path, text: str) -> None:
     assert read_header(io.BytesIO(header(twice))).dtype == np.dtype(text)
 
 
+def test_a_title_that_cannot_be_hashed() -> None:
+    """NumPy takes a dict for a field's title; such a header is read as others are."""
+    text = "{'descr': [(({}, 'a'), '?')], 'fortran_order': False, 'shape': (%s,)}"
+    assert read_header(io.BytesIO(header(text % 3))).dtype.names == ("a",)
+    with pytest.raises(ValueError, match="bytes"):
+        read_header(io.BytesIO(header(text % (2**63 - 1))))
+
+
 def header(text: str) -> bytes:
     """Return a header of version 1 with such a text."""
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin-1")
