@@ -1,7 +1,8 @@
 """One attempt at a segment: what goes to disk in which order, so that "done" is never a lie.
 
-Claim; then for each block write it, start its write-back, hash it and note it. At each
-checkpoint and at the end sync the target, look at the claim, record, sync the ledger.
+Claim; then for each block write it, start the write-back of what has come to a mebibyte, hash
+the block and note it. At each checkpoint and at the end sync the target, look at the claim,
+record, sync the ledger.
 
 With `durability="end"` an attempt never syncs the target, not even at a checkpoint: the
 kernel reports a failed write-back once for the file, whichever segment it hit, and a sync

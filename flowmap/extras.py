@@ -11,6 +11,10 @@ from flowmap.errors import MissingExtraError, said
 def extra(module: str, name: str) -> Any:
     """Import a module that not everybody has.
 
+    Args:
+        module: Its full name.
+        name: Of flowmap's extra that brings it.
+
     Raises:
         MissingExtraError: It, or what it needs, is not installed.
     """
