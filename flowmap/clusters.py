@@ -6,6 +6,7 @@ and no way to its server.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -112,7 +113,6 @@ class Dask(Executor):
             self._closing.close()
             raise
         self.width = workers or sum(self._client.nthreads().values())
-        self._tasks: Executor = self._client.get_executor(pure=False)
         self._again = ThreadPoolExecutor(1, "flowmap-again")
         self._quiet = threading.Condition()
         self._first_tries = 0
@@ -157,9 +157,11 @@ class Dask(Executor):
         """Send a call to the cluster, under a key that Dask's dashboard shows."""
         # All of one group, as Dask tells it by the first part: it keeps these to itself until
         # a worker is free.
-        key = {"key": (f"fill-{self._run}", name, next(self._count))}
-        task = self._tasks.submit(_run_there, self._run, name, call, **key)
-        future.add_done_callback(lambda ended: ended.cancelled() and task.cancel())
+        key = (f"fill-{self._run}", name, next(self._count))
+        there = self._client.submit(_run_there, self._run, name, call, key=key)
+        future.add_done_callback(lambda ended: ended.cancelled() and there.cancel())
+        task: Future[Any] = Future()
+        self._client.loop.add_callback(_hand_on, there, task)
         return task
 
     def _first_end(
@@ -251,6 +253,22 @@ class Dask(Executor):
         self._tell(_forget_here)
         self._again.shutdown(cancel_futures=True)
         self._closing.close()
+
+
+async def _hand_on(there: Any, task: Future[Any]) -> None:
+    """Wait for a future of Dask's, in its loop, and tell one of Python's how it ended.
+
+    The futures of Dask's own executor never end when the worker dies that a result is fetched
+    from and the second computation, which Dask begins by itself, fails.
+    """
+    try:
+        task.set_result(await there)
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- whatever it raises
+        if there.status == "error":
+            task.set_exception(error)
+        else:  # cancelled, or the cluster is gone
+            task.cancel()
+            task.set_running_or_notify_cancel()
 
 
 def _own_cluster(workers: int) -> Any:

@@ -168,6 +168,31 @@ def test_what_kills_its_worker_fails_alone(
     check_whole(target)
 
 
+class Lost:
+    """What kills its worker when it is fetched from there."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        self.mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lost(mark: Path) -> Lost:
+    """Return what is lost on its way, once; then die at once."""
+    if mark.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Lost(mark)
+
+
+def test_a_worker_that_dies_with_its_result(tmp_path: Path, own: Dask) -> None:
+    """Dask computes it again, of itself; when that fails, it is no secret."""
+    future = own.submit(lost, tmp_path / "mark")
+    with pytest.raises(WorkerDiedError, match="lost: the worker died"):
+        future.result(timeout=100)
+
+
 def test_what_a_worker_cannot_load_is_no_death(own: Dask) -> None:
     """It is told at once, with the reason, and the next task finds a worker."""
     with pytest.raises(FillerNotFoundError, match=r"cannot load.*only where"):
