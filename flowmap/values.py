@@ -102,7 +102,9 @@ def spread(view: NDArray[Any], inner: tuple[int, ...], value: object, name: str)
     names = view.dtype.names
     if names is not None:
         for field, part in _parts(value, names, name).items():
-            spread(view[field], view.dtype[field].shape, part, f"{name}[{field!r}]")
+            # Not the shape of its dtype, which may have a subarray of its own.
+            part_of = view[field]
+            spread(part_of, part_of.shape[view.ndim :], part, f"{name}[{field!r}]")
         return
     array = _elements(value, view.dtype, name)
     try:

@@ -188,6 +188,15 @@ class TestConstant:
         assert (ones["b"] == 1).all()
         assert (ones["c"]["y"] == 1).all()
 
+    def test_arrays_in_arrays(self) -> None:
+        """A field whose elements are arrays of arrays takes what broadcasts over all of it."""
+        dtype = np.dtype([("v", np.dtype(("<f8", (2,))), (3,))])
+        for value in ([1, 2], [[1, 2], [3, 4], [5, 6]]):
+            found = in_blocks(constant, (4,), dtype, block_rows=3, value=[value])
+            np.testing.assert_array_equal(found["v"], np.broadcast_to(value, (4, 3, 2)))
+        with pytest.raises(InvalidArgumentError, match=r"\(3,\), which does not broadcast"):
+            in_blocks(constant, (4,), dtype, value=[[1, 2, 3]])
+
     @pytest.mark.parametrize("dtype", [d for d in DTYPES if d.str[1] not in "SUV"], ids=str)
     def test_default(self, dtype: Any) -> None:
         """Zero, in every dtype of numbers or times."""
