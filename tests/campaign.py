@@ -57,6 +57,10 @@ class Figures:
         """
         self._counts[fault, what] += count
 
+    def sums(self) -> list[tuple[str, str, int]]:
+        """Return what was counted: arguments for `add` of the process that prints it."""
+        return [(*key, count) for key, count in self._counts.items()]
+
     def rows(self) -> dict[str, str]:
         """Return the sums, by class of fault: how many, and how many of each."""
         rows = {}
@@ -129,6 +133,20 @@ def pytest_terminal_summary(
     page = config.getoption("--figures")
     if page is not None and exitstatus == pytest.ExitCode.OK:
         figures.write(page)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what this process counted to the one that prints it, where the tests are shared out."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = session.config.stash[_FIGURES].sums()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process counted that has run its share of the tests."""
+    for sums in getattr(node, "workeroutput", {}).get("figures", ()):
+        node.config.stash[_FIGURES].add(*sums)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from prefect.exceptions import ParameterTypeError
+from support import run, script
 
 import flowmap
 from flowmap import fillers
@@ -191,6 +192,30 @@ def test_second_run_is_told_who_has_the_job(server: Server, tmp_path: Path) -> N
     ):
         flowmap.fill_array(str(path), shape=100, executor="threads")
     assert flowmap.fill_array(str(path), shape=100, executor="threads").ok
+
+
+ODD = """
+import flowmap
+
+@flowmap.filler
+def odd(out, block):
+    if block.start == 50:
+        raise ArithmeticError("diverged")
+"""
+
+
+def test_log_tells_of_segments_that_failed_alone(server: Server, tmp_path: Path) -> None:
+    """A thousand lines of what went well would drown them."""
+    (tmp_path / "odd.py").write_text(ODD)
+    what = f"{str(tmp_path / 'out.npy')!r}, 90, filler='odd:odd', segments=9"
+    child = run(script(f"import flowmap; flowmap.fill_array({what})"), cwd=tmp_path)
+    assert child.returncode == 1
+    log = child.stderr.splitlines()
+    of_segments = [line for line in log if "Task run 'segment" in line]
+    assert of_segments
+    assert not [line for line in of_segments if "0005" not in line]
+    assert [line for line in of_segments if "ArithmeticError: diverged" in line]
+    assert [line for line in log if "Task run 'alloc" in line and "Completed" in line]
 
 
 SLOW = """
