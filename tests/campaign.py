@@ -136,7 +136,7 @@ def pytest_terminal_summary(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand what this process counted to the one that prints it, where the tests are shared out."""
+    """Hand on what this process counted, where it runs but a share of the tests."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["figures"] = session.config.stash[_FIGURES].sums()

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from numpy.lib import format as npy_format
 
 import flowmap
 from flowmap import stopping
+from flowmap.errors import short
 from flowmap.npy import Layout
 from flowmap.records import FINISHED
 
@@ -262,6 +264,11 @@ class Unloadable:
 def logged_rows(log: Path) -> list[int]:
     """Return what `logged` has written."""
     return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def named(value: object) -> str:
+    """Return what a test of a value is called, the same in every process."""
+    return re.sub(r" at 0x\w+", "", short(value, 60))
 
 
 def script(text: str, *arguments: object) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mounts import mounted
+from support import named
 
 import flowmap
 import flowmap.alloc
@@ -34,7 +35,6 @@ from flowmap.errors import (
     StorageError,
     TargetExistsError,
     WrongTypeError,
-    short,
 )
 from flowmap.fillers import arange
 from flowmap.locks import header_lock
@@ -260,7 +260,7 @@ class TestBadArguments:
             ({"filler": arange, "arguments": [1]}, WrongTypeError, "unmapped"),
             ({"filler": arange, "arguments": {"start": {1}}}, ValueError, "fingerprint"),
         ],
-        ids=lambda value: short(value, 40),
+        ids=named,
     )
     def test_refused(
         self, tmp_path: Path, changes: dict[str, Any], kind: type[Exception], message: str
@@ -312,7 +312,7 @@ class TestBadArguments:
             (5, WrongTypeError),
             (b"a.npy", WrongTypeError),
         ],
-        ids=repr,
+        ids=named,
     )
     def test_paths(
         self,
@@ -525,7 +525,7 @@ class TestJobThere:
             {"block_rows": 25},
             {"block_rows": 10**6},
         ],
-        ids=str,
+        ids=named,
     )
     def test_same_job_otherwise_said(self, tmp_path: Path, changes: dict[str, Any]) -> None:
         """What makes no difference to the file or its segments is the same job."""
@@ -548,7 +548,7 @@ class TestJobThere:
             ({"durability": "end"}, "durability"),
             ({"filler": arange}, "no work pinned"),
         ],
-        ids=str,
+        ids=named,
     )
     def test_other_job(self, tmp_path: Path, changes: dict[str, Any], name: str) -> None:
         """Any other job is refused, with both values; overwrite replaces it."""
@@ -603,7 +603,7 @@ class TestJobThere:
             {"deep": [("b.npy", "a.npy")]},
             Path("a.npy"),
         ],
-        ids=str,
+        ids=named,
     )
     def test_overwriting_what_the_filler_reads(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, made: str

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy_format
+from support import named
 
 import flowmap
 from flowmap.dtypes import dtype_from_descr
@@ -365,7 +366,7 @@ class TestLayout:
             (b"\xff", "does not take"),
             (None, "name one"),
         ],
-        ids=repr,
+        ids=named,
     )
     def test_dtypes_refused(self, dtype: Any, message: str) -> None:
         """What a file cannot hold, or NumPy does not know, is refused; it says which."""
