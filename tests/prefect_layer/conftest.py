@@ -198,8 +198,8 @@ class Worker:
 
 @pytest.fixture(scope="session")
 def pool(server: Server) -> str:
-    """Make the work pool `default`."""
-    done = prefect("work-pool", "create", "default", "--type", "process")
+    """Make the work pool `default`, which a test of deploying may have made."""
+    done = prefect("work-pool", "create", "default", "--type", "process", "--overwrite")
     assert done.returncode == 0, done.stderr
     return "default"
 
