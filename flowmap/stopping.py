@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import StoppedError
 
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 
-_ASKED: Final = threading.Event()
+_ASKED: Final[list[int]] = []
+"""The signals that asked. No `Event`: a second signal would wait for the lock of the first."""
+
 _LOGGER: Final = logging.getLogger("flowmap")
 
 
 def is_asked() -> bool:
     """Return whether this process was asked to stop."""
-    return _ASKED.is_set()
+    return bool(_ASKED)
 
 
 def refuse_if_asked() -> None:
@@ -36,7 +38,7 @@ def refuse_if_asked() -> None:
     Raises:
         StoppedError: It was.
     """
-    if _ASKED.is_set():
+    if _ASKED:
         raise _stopped()
 
 
@@ -110,5 +112,5 @@ def exit_for_now() -> SystemExit:
     return SystemExit(os.EX_TEMPFAIL)
 
 
-def _note(*_: Any) -> None:
-    _ASKED.set()
+def _note(number: int, _: object) -> None:
+    _ASKED.append(number)

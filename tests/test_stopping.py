@@ -173,6 +173,23 @@ def test_a_handler_of_ones_own_stays() -> None:
         signal.signal(signal.SIGUSR1, old)
 
 
+STORM = """
+import os, subprocess, sys
+from flowmap.stopping import stoppable
+
+send = f"import os\\nfor _ in range(50_000): os.kill({os.getpid()}, {sys.argv[1]})"
+with stoppable():
+    subprocess.run([sys.executable, "-c", send])
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_that_come_in_the_middle_of_one(number: signal.Signals) -> None:
+    """A batch system sends them to each process and to its group, microseconds apart."""
+    child = run(script(STORM, int(number)))
+    assert child.returncode == os.EX_TEMPFAIL, child.stderr
+
+
 def test_only_the_main_thread_takes_signals() -> None:
     """In another thread nothing is taken, and nothing fails."""
     taken: list[Any] = []
