@@ -275,6 +275,9 @@ def _own_cluster(workers: int) -> Any:
     """Return a cluster of processes of this machine that do not run the user's script again."""
     deploy = extra("distributed.deploy.subprocess", "dask")
     preload = ["flowmap.dask_preload"]
+    # Each has a server for its dashboard even where it shows none; that of a second scheduler
+    # on the same machine complains of its port.
+    no_dashboard = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     with _inherited(
         PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
         DASK_LOGGING__DISTRIBUTED="critical",
@@ -282,15 +285,14 @@ def _own_cluster(workers: int) -> Any:
         return deploy.SubprocessCluster(
             n_workers=workers,
             threads_per_worker=1,
-            dashboard_address=None,
             silence_logs=logging.CRITICAL,
             # `Dask` tries again itself.
-            scheduler_kwargs={"allowed_failures": 0, "preload": preload},
+            scheduler_kwargs={"allowed_failures": 0, "preload": preload, **no_dashboard},
             worker_kwargs={
                 "memory_limit": 0,
-                "dashboard": False,
                 "preload": preload,
                 "preload_nanny": preload,
+                **no_dashboard,
             },
         )
 

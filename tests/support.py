@@ -11,6 +11,7 @@ import math
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -269,6 +270,15 @@ def logged_rows(log: Path) -> list[int]:
 def named(value: object) -> str:
     """Return what a test of a value is called, the same in every process."""
     return re.sub(r" at 0x\w+", "", short(value, 60))
+
+
+def let_others_in(path: Path) -> None:
+    """Open the folders that a file lies in, which pytest closes, to other users."""
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if mode & stat.S_IXOTH:
+            break
+        folder.chmod(mode | stat.S_IXOTH | stat.S_IROTH)
 
 
 def script(text: str, *arguments: object) -> list[str]:

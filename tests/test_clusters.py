@@ -168,6 +168,21 @@ def test_what_kills_its_worker_fails_alone(
     check_whole(target)
 
 
+BESIDE = """
+import flowmap
+
+with flowmap.executor("dask", workers=1) as pool:
+    print(pool.submit(abs, -1).result())
+"""
+
+
+@pytest.mark.usefixtures("own")
+def test_two_clusters_of_one_machine() -> None:
+    """The second finds ports of its own, and has nothing to say."""
+    child = run(script(BESIDE))
+    assert (child.returncode, child.stdout, child.stderr) == (0, "1\n", "")
+
+
 class Lost:
     """What kills its worker when it is fetched from there."""
 

@@ -20,7 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.lib import format as npy_format
-from support import DTYPES, ORDERS, SHAPES, flip, oracle, run, saved, script, windows
+from support import (
+    DTYPES,
+    ORDERS,
+    SHAPES,
+    flip,
+    let_others_in,
+    oracle,
+    run,
+    saved,
+    script,
+    windows,
+)
 
 import flowmap
 from flowmap import mapping, storage
@@ -401,8 +412,7 @@ class TestNew:
         """A file that may be written is made anew in a folder that may not, as NumPy does."""
         path = saved(tmp_path / "a.npy", np.arange(5))
         path.chmod(0o666)
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
+        let_others_in(path)
         program = "import sys, flowmap; flowmap.open_memmap(sys.argv[1], 'w+', shape=3)[0] = 7"
         drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         done = run([*drop, *script(program, path)])
