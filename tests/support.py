@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
@@ -274,11 +275,10 @@ def named(value: object) -> str:
 
 def let_others_in(path: Path) -> None:
     """Open the folders that a file lies in, which pytest closes, to other users."""
+    everybody = Path(tempfile.gettempdir())
     for folder in path.parents:
-        mode = folder.stat().st_mode
-        if mode & stat.S_IXOTH:
-            break
-        folder.chmod(mode | stat.S_IXOTH | stat.S_IROTH)
+        if everybody in folder.parents:
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
 
 
 def script(text: str, *arguments: object) -> list[str]:
