@@ -204,6 +204,15 @@ class TestEnding:
         assert lease is not None
         os.kill(lease["pid"], signal.SIGKILL)
         assert worker.server.ended(run)["state_type"] == "CRASHED"
+        # The worker calls it crashed twice, and the second time would end what is tried again.
+        ended = {
+            "event": {"name": ["prefect.worker.executed-flow-run"]},
+            "any_resource": {"id": [f"prefect.flow-run.{run}"]},
+        }
+        until(
+            lambda: worker.server.ask("events/filter", filter=ended)["events"],
+            "the worker has told how it ended",
+        )
         retry = {"type": "SCHEDULED", "name": "AwaitingRetry"}
         worker.server.ask(f"flow_runs/{run}/set_state", state=retry, force=True)
         worker.server.logs(run, "Closed")
