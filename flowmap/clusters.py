@@ -177,7 +177,7 @@ class Dask(Executor):
             self._quiet.notify_all()
 
     def _died(self, task: Future[Any]) -> bool:
-        return not task.cancelled() and isinstance(task.exception(), self._killed)
+        return isinstance(task.exception(), self._killed)
 
     def _try_again(self, future: Future[Any], name: str, call: bytes) -> None:
         for _ in range(TRIES - 1):
@@ -192,7 +192,7 @@ class Dask(Executor):
     def _settle(self, future: Future[Any], name: str, task: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        error = CancelledError() if task.cancelled() else task.exception()
+        error = task.exception()
         if error is None:
             future.set_result(task.result())
         elif isinstance(error, CancelledError) and not self._cancelled:
@@ -264,11 +264,8 @@ async def _hand_on(there: Any, task: Future[Any]) -> None:
     try:
         task.set_result(await there)
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- whatever it raises
-        if there.status == "error":
-            task.set_exception(error)
-        else:  # cancelled, or the cluster is gone
-            task.cancel()
-            task.set_running_or_notify_cancel()
+        # Of the function; anything else means that it was cancelled, or the cluster is gone.
+        task.set_exception(error if there.status == "error" else CancelledError())
 
 
 def _own_cluster(workers: int) -> Any:

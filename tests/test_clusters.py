@@ -349,6 +349,27 @@ def test_a_cluster_that_goes_away(tmp_path: Path) -> None:
     check_whole(target)
 
 
+class Unplugged:
+    """What kills processes when it is fetched from its worker."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self.pids = pids
+
+    def __reduce__(self) -> Any:
+        for pid in self.pids:
+            os.killpg(pid, signal.SIGKILL)
+
+
+def test_a_cluster_that_goes_with_a_result(tmp_path: Path) -> None:
+    """It is not told as a fault of the function, which has ended."""
+    with cluster(tmp_path) as (address, processes):
+        pids = [process.pid for process in processes]
+        with flowmap.executor(address) as pool:
+            future = pool.submit(Unplugged, pids)
+            with pytest.raises(ClusterError, match="Unplugged: the Dask cluster is gone"):
+                future.result(timeout=100)
+
+
 def test_without_dask(tmp_path: Path) -> None:
     """The error says what to install, and nothing else of flowmap needs it."""
     text = """
