@@ -10,7 +10,7 @@ import time
 from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import whole
 from flowmap.clusters import Dask, address_of
@@ -43,17 +43,12 @@ ExecutorName = Literal["processes", "threads", "dask"]
 EXECUTORS = get_args(ExecutorName)
 
 _SHOWN = 10
-_WAKE_SECONDS = 1  # the longest that a signal may have to wait for the main thread
+WAKE_SECONDS: Final = 1
+"""The longest that a signal may have to wait for the main thread.
 
-
-class _Future(Protocol):
-    """What can be waited for."""
-
-    def add_done_callback(self, fn: Callable[[Any], None], /) -> Any:
-        """Call a function when it has ended."""
-
-
-_Ending = TypeVar("_Ending", bound=_Future)
+One that comes while the main thread waits for the GIL is only noted, and in a wait without an
+end nothing makes Python look at the note.
+"""
 
 
 @contextlib.contextmanager
@@ -222,7 +217,7 @@ def fill(
         try:
             for segment in pending:
                 futures[_submitted(pool, segment, work)] = segment
-            for future in as_they_end(futures):
+            for future in _as_they_end(futures):
                 lease.check()
                 tally.count(futures[future], future)
         except BaseException:
@@ -234,26 +229,22 @@ def fill(
     return tally.records
 
 
-def as_they_end(futures: Collection[_Ending]) -> Iterator[_Ending]:
-    """Yield each future when it has ended.
-
-    `as_completed` waits without an end. A signal that comes while the main thread waits for the
-    GIL is only noted, and in such a wait nothing makes Python look at the note.
-
-    Args:
-        futures: Of Python's kind or of Prefect's.
+def _as_they_end(
+    futures: Collection[Future[SegmentRecord]],
+) -> Iterator[Future[SegmentRecord]]:
+    """Yield each future when it has ended; `as_completed` would wait without an end.
 
     Raises:
         StoppedError: The process was asked to stop.
     """
-    ended: queue.SimpleQueue[_Ending] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Future[SegmentRecord]] = queue.SimpleQueue()
     for future in futures:
         future.add_done_callback(ended.put)
     left = len(futures)
     while left:
         refuse_if_asked()
         try:
-            future = ended.get(timeout=_WAKE_SECONDS)
+            future = ended.get(timeout=WAKE_SECONDS)
         except queue.Empty:
             continue
         left -= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -13,36 +12,31 @@ import numpy as np
 from prefect import get_run_logger, runtime
 from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BeforeValidator, Field
 
 from flowmap.artifacts import Artifacts
 from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed
 from flowmap.dtypes import dtype_from_descr
-from flowmap.errors import InvalidArgumentError, StoppedError
-from flowmap.executors import ExecutorName, as_they_end, failed, refuse_other_work, width
+from flowmap.errors import InvalidArgumentError
+from flowmap.executors import ExecutorName, failed, refuse_other_work, width
 from flowmap.executors import executor as open_executor
+from flowmap.fanning import FanOut
 from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
-from flowmap.records import SegmentRecord
 from flowmap.report import ValidationReport
 from flowmap.stopping import exit_for_now, stoppable
-from flowmap.tasks import alloc_task, fill_task, validate_task
+from flowmap.tasks import alloc_task, validate_task
 from flowmap.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from prefect.futures import PrefectFuture
-
     from flowmap.segments import Segment
     from flowmap.target import Target
 
-_SPARE_THREADS = 4  # so that a worker never waits for Prefect to hand it the next segment
 _TELL_SECONDS = 10  # between two lines of the log that say how far it is
-_MOST_THREADS = 512  # each waits for a segment on a large cluster, and takes a little memory
 
 
 def _filler_name(filler: Any) -> Any:
@@ -181,19 +175,17 @@ def fill_array(
     )
     work = Work.of(filler, arguments)
     refuse_other_work(target, work)
-    parameters = {"filler": work.function, "arguments": work.arguments}
     run = runtime.flow_run.id
     name = f"{runtime.flow_run.name} ({run})"
     with (
         _stoppable(),
         leased(target.job, name, run) as lease,
         Artifacts(target) as artifacts,
-        _few_words(),
     ):
         for dead in lease.dead:
             close_dead_run(target, dead)
         lease.forget_dead()
-        _fill_pending(target, lease, artifacts, parameters, executor, workers)
+        _fill_pending(target, lease, artifacts, work, executor, workers)
         report = validate_task(target, finite=finite)
         artifacts.end(report)
     return report
@@ -214,63 +206,32 @@ def _stoppable() -> Iterator[None]:
         raise exit_for_now() from None
 
 
-@contextlib.contextmanager
-def _few_words() -> Iterator[None]:
-    """Leave out of the log, for a `with` block, that a segment was completed.
-
-    Thousands of such lines drown what failed, and each costs a tenth of its task run.
-    """
-
-    def is_worth_it(record: logging.LogRecord) -> bool:
-        of_segment = str(getattr(record, "task_run_name", "")).startswith("segment ")
-        return not (of_segment and record.getMessage() == "Finished in state Completed()")
-
-    logger = logging.getLogger("prefect.task_runs")
-    logger.addFilter(is_worth_it)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_worth_it)
-
-
 def _fill_pending(
     target: Target,
     lease: Lease,
     artifacts: Artifacts,
-    parameters: dict[str, Any],
+    work: Work,
     executor: ExecutorName,
     workers: int | None,
 ) -> None:
-    """Fill what is missing, each segment in a task run, in a bounded number of threads."""
+    """Fill what is missing, each segment in a task run."""
     pending = target.pending()
     if not pending:
         return
     artifacts.begin(sum(segment.rows for segment in pending))
     logger, told_at, done = get_run_logger(), time.monotonic(), 0
-    threads = min(width(executor, workers), _MOST_THREADS) + _SPARE_THREADS
     failures: dict[Segment, BaseException] = {}
-    # The executor within: on Ctrl-C its workers end before their task runs are waited for.
     with (
-        ThreadPoolTaskRunner[SegmentRecord](max_workers=threads) as runner,
+        FanOut(work, width(executor, workers)) as fan_out,
         open_executor(executor, workers) as pool,
         _stoppable(),  # here, too: the workers are to know in which way it ends
     ):
-        parameters = parameters | {"executor": pool}
-        futures: dict[PrefectFuture[SegmentRecord], Segment] = {
-            runner.submit(fill_task, {"segment": segment, **parameters}): segment
-            for segment in pending
-        }
-        for future in as_they_end(futures):
+        for segment, error in fan_out.fill(pool, pending):
             lease.check()
-            segment = futures[future]
-            future.wait()
-            if future.state.is_completed():  # to ask for its result takes ten times as long
+            if error is None:
                 artifacts.advance(segment.rows)
                 done += 1
             else:
-                error: object = future.result(raise_on_failure=False)
-                if not isinstance(error, BaseException):
-                    error = StoppedError(f"{segment.name} was cancelled.")
                 failures[segment] = error
             if time.monotonic() - told_at >= _TELL_SECONDS:
                 told_at = time.monotonic()

@@ -58,12 +58,38 @@ def _fill_in_place(segment: Segment, work: Work) -> SegmentRecord:
         return fill_work(segment, work)
 
 
-def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 -- Prefect's signature
+RETRY_SECONDS: Final = (0.5, 3)
+"""How long to wait, on average, before each try after the first."""
+
+
+def worth_a_retry(error: object) -> bool:
     """Say whether trying again may help: after a passing fault of a disk or a network."""
-    error = state.result(raise_on_failure=False)
     if isinstance(error, FillerError):
         return error.transient
     return isinstance(error, StorageError) and not isinstance(error, NotFoundError)
+
+
+def _retry_condition(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    return worth_a_retry(state.result(raise_on_failure=False))
+
+
+def cut_short(segment: Segment, executor: Executor) -> StoppedError | None:
+    """Return why a segment failed that its executor cancelled or stopped.
+
+    Returns:
+        None where the run is being ended: then no segment failed.
+    """
+    if getattr(executor, "ended", False):
+        return None
+    return StoppedError(
+        f"{segment.name}: the executor cancelled it before it was done. Run again: what is "
+        "done is kept."
+    )
+
+
+def cancelled() -> State[Any]:
+    """Return the state of a segment's task run that ends with the flow's."""
+    return Cancelled(message="The run was ended; what the segment has is kept.")
 
 
 def _run_name(parameters: dict[str, Any]) -> str:
@@ -82,10 +108,10 @@ _SEGMENT_RUN: Final[dict[str, Any]] = {
     "task_run_name": _run_name,
     "persist_result": False,
     "cache_policy": NO_CACHE,
-    "retries": 2,
-    "retry_delay_seconds": [0.5, 3],
+    "retries": len(RETRY_SECONDS),
+    "retry_delay_seconds": list(RETRY_SECONDS),
     "retry_jitter_factor": 1,
-    "retry_condition_fn": _worth_a_retry,
+    "retry_condition_fn": _retry_condition,
 }
 """How Prefect runs the task of one segment."""
 
@@ -213,13 +239,10 @@ def fill_task(
     try:
         return executor.submit(fill_work, segment, work).result()
     except (CancelledError, StoppedError) as error:
-        if not getattr(executor, "ended", False):  # by whom it was, the run goes on
-            raise StoppedError(
-                f"{segment.name}: the executor cancelled it before it was done. Run again: "
-                "what is done is kept."
-            ) from error
-        # The run is being ended, and no segment failed.
-        ended: Any = Cancelled(message="The run was ended; what the segment has is kept.")
+        failure = cut_short(segment, executor)
+        if failure is not None:
+            raise failure from error
+        ended: Any = cancelled()
         return cast("SegmentRecord", ended)
 
 

@@ -1,0 +1,173 @@
+"""The task runs of the flow's segments, as a real Prefect server knows them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+from prefect import flow
+from support import ramp
+
+import flowmap
+from flowmap.errors import SegmentsFailedError
+from flowmap.fanning import FanOut
+from flowmap.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from prefect_layer.conftest import Server
+
+RETRIED = "flowmap.fanning.RETRY_SECONDS"
+
+
+@flowmap.filler
+def slow_at_first(out: np.ndarray[Any, Any], block: flowmap.Block) -> None:
+    """Take longer for the first row than it is left untold that a segment runs."""
+    if not block.start:
+        time.sleep(2.5)
+    out[...] = 1
+
+
+@flowmap.filler
+def passing_fault(out: np.ndarray[Any, Any], block: flowmap.Block, folder: str) -> None:
+    """Raise an error of the system the first time that row 10 is asked for."""
+    flag = f"{folder}/tried"
+    if block.start == 10:
+        with contextlib.suppress(FileExistsError), open(flag, "x"):
+            raise ConnectionResetError("the file server went away")
+    out[...] = 1
+
+
+@flowmap.filler
+def lasting_fault(out: np.ndarray[Any, Any], block: flowmap.Block) -> None:
+    """Raise an error of the system each time."""
+    raise ConnectionResetError("the file server went away")
+
+
+def history(server: Server, run: dict[str, Any]) -> list[str]:
+    """Return the names of the states that a task run has had, in order."""
+    answer = httpx.get(f"{server.url}/task_run_states/", params={"task_run_id": run["id"]})
+    states = sorted(answer.raise_for_status().json(), key=lambda state: state["timestamp"])
+    return [state["name"] for state in states]
+
+
+def fill(path: Path, filler: str, **options: Any) -> flowmap.ValidationReport:
+    """Fill thirty bytes in three segments."""
+    name = f"{__name__}:{filler}"
+    return flowmap.fill_array(
+        str(path), 30, "u1", filler=name, segments=3, executor="threads", **options
+    )
+
+
+def test_server_is_told_what_can_be_seen(server: Server, tmp_path: Path) -> None:
+    """A segment that takes a while is shown running; one that does not is told of once."""
+    fill(tmp_path / "out.npy", "slow_at_first")
+    runs = server.task_runs(server.newest_run()["id"], 5)
+    first, *others = [run for name, run in sorted(runs.items()) if "segment" in name]
+    assert history(server, first) == ["Running", "Completed"]
+    assert [history(server, other) for other in others] == [["Completed"]] * 2
+    assert first["total_run_time"] >= 2.5
+    for run in (first, *others):
+        assert run["start_time"] <= run["end_time"]
+        assert run["expected_start_time"] == run["start_time"]
+        assert run["run_count"] == run["flow_run_run_count"] == 1
+        assert run["task_key"] == flowmap.fill_task.task_key
+
+
+def test_segment_is_shown_running_while_it_runs(server: Server, tmp_path: Path) -> None:
+    """Not only when it has ended."""
+    thread = threading.Thread(target=fill, args=(tmp_path / "out.npy", "slow_at_first"))
+    thread.start()
+    try:
+        run = server.newest_run()["id"]
+        while server.newest_run()["id"] == run:
+            time.sleep(0.1)
+        shown = server.task_runs(server.newest_run()["id"], 1, ("RUNNING",))
+        assert [name for name, run in shown.items() if run["state_type"] == "RUNNING"] == [
+            "segment 0000 [0:10]"
+        ]
+    finally:
+        thread.join()
+
+
+def test_passing_fault_is_tried_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some time later, as another try of the same task run."""
+    monkeypatch.setattr(RETRIED, (0.1, 0.1))
+    assert fill(tmp_path / "out.npy", "passing_fault", arguments={"folder": str(tmp_path)}).ok
+    runs = server.task_runs(server.newest_run()["id"], 5)
+    run = runs["segment 0001 [10:20]"]
+    assert history(server, run) == ["AwaitingRetry", "Retrying", "Completed"]
+    assert run["run_count"] == 2
+    assert run["end_time"] > run["start_time"]
+
+
+def test_lasting_fault_fails_in_the_end(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state says why, and so does the log that the UI shows with the task run."""
+    monkeypatch.setattr(RETRIED, (0.1, 0.1))
+    with pytest.raises(SegmentsFailedError, match="3 of 3 segments"):
+        fill(tmp_path / "out.npy", "lasting_fault")
+    runs = server.task_runs(server.newest_run()["id"], 4)
+    run = runs["segment 0001 [10:20]"]
+    tries = ["AwaitingRetry", "Retrying"] * 2
+    assert history(server, run) == [*tries, "Failed"]
+    assert run["run_count"] == 3
+    assert "ConnectionResetError: the file server went away" in run["state"]["message"]
+
+
+class Held(Executor):
+    """Begins nothing until it is let go, one by one."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.most = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Keep a call."""
+        future: Future[Any] = Future()
+        self.calls.append((future, lambda: fn(*args, **kwargs)))
+        self.most = max(self.most, len(self.calls))
+        if len(self.calls) == 7:
+            self.let_go()
+        return future
+
+    def let_go(self) -> None:
+        """Do what was kept first."""
+        future, call = self.calls.pop(0)
+        future.set_result(call())
+
+
+def test_few_are_under_way_and_told_of_when_the_run_is_cut_short(
+    server: Server, tmp_path: Path
+) -> None:
+    """As many as there are workers and a few; none of the others has a task run."""
+    target = flowmap.allocate(tmp_path / "out.npy", 100, "u1", segments=100)
+    pool = Held()
+
+    @flow
+    def cut_short() -> None:
+        with FanOut(Work.of(ramp), 3) as fan_out:
+            for segment, error in fan_out.fill(pool, target.segments):
+                assert error is None
+                if segment.index == 2:
+                    pool.let_go()
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_short()
+    assert pool.most == 7
+    runs = server.task_runs(server.newest_run()["id"], 9)
+    states = [run["state_name"] for _, run in sorted(runs.items())]
+    assert states == ["Completed"] * 4 + ["Cancelled"] * 5
+    assert runs["segment 0005 [5:6]"]["state"]["message"].startswith("The run was ended")
