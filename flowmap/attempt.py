@@ -95,6 +95,9 @@ class Attempt:
         self._synced_at = time.monotonic()
         self._pid = os.getpid()
         self._dropped = False
+        self._writing = self._told("cannot write the rows; free some space and run again")
+        self._row_bytes = job.layout.row_bytes
+        self._first_byte = job.data_offset + segment.start * self._row_bytes
         self._unsent = sys.maxsize  # the first byte whose write-back was not asked for
 
     @property
@@ -203,7 +206,7 @@ class Attempt:
 
     def _byte(self, row: int) -> int:
         """Return the byte of the file where a row of the segment begins."""
-        return self.job.data_offset + (self.segment.start + row) * self.job.layout.row_bytes
+        return self._first_byte + row * self._row_bytes
 
     def _drop_cached_from(self, row: int) -> None:
         first = self._byte(row)
@@ -211,7 +214,7 @@ class Attempt:
         self._dropped = True
 
     def _write(self, data: NDArray[np.uint8], offset: int) -> None:
-        with self._told("cannot write the rows; free some space and run again"):
+        with self._writing:
             write_all(self._target, data.data, offset)
         self._unsent = min(self._unsent, offset)
         end = offset + len(data)
@@ -238,7 +241,7 @@ class Attempt:
         self._write(data, self._byte(self._rows))
         self._digest.update(data.data)
         self._rows += rows
-        claim.note(rows_done=self._rows, digest=self._digest.hexdigest())
+        claim.advance(self._rows, self._digest.digest())
         due = time.monotonic() - self._synced_at >= self.job.checkpoint_seconds
         if due and self.job.durability == "segment":
             self._record_durable("running")

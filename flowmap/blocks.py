@@ -39,9 +39,10 @@ def blocks_of(
 ) -> Iterator[tuple[Block, NDArray[Any], NDArray[np.uint8]]]:
     """Yield each block from row `first` on, its zeroed array and the bytes under it."""
     layout = job.layout
-    buffer = block_buffer(min(job.block_rows, segment.rows) * layout.row_bytes, segment)
+    row_bytes = layout.row_bytes
+    buffer = block_buffer(min(job.block_rows, segment.rows) * row_bytes, segment)
     for start in range(first, segment.stop, job.block_rows):
         block = Block(start, min(start + job.block_rows, segment.stop), layout.axis)
-        data = buffer[: len(block) * layout.row_bytes]
+        data = buffer[: len(block) * row_bytes]
         data.fill(0)
         yield block, layout.as_array(data, len(block)), data

@@ -28,6 +28,7 @@ from flowmap.records import (
     SLOT,
     SLOTS,
     SegmentRecord,
+    advanced,
     checksum_matches,
     is_possible,
 )
@@ -67,6 +68,10 @@ class Ledger:
         count: How many segments the job has.
         write: Whether records will be written.
 
+    Attributes:
+        path: Of `ledger.npy`.
+        job: The job's id.
+
     Raises:
         DamagedJobError: The file is missing, or is not the ledger of such a job.
         StorageError: It cannot be opened.
@@ -74,7 +79,7 @@ class Ledger:
 
     def __init__(self, path: Path, job: str, count: int, *, write: bool = False) -> None:
         self.path = path
-        self._job = job
+        self.job = job
         self._count = count
         header = _header(count)
         self._offset = len(header)
@@ -118,10 +123,11 @@ class Ledger:
             StorageError: It cannot be read.
             DamagedJobError: The ledger ends before it.
         """
-        with told(
-            f"cannot read the ledger of segment {index:04d}; look at the disk", self.path
-        ):
+        try:
             page = os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
+        except OSError as error:
+            doing = f"cannot read the ledger of segment {index:04d}; look at the disk"
+            raise storage_error(error, doing, self.path) from error
         if len(page) < PAGE:
             raise _damaged(self.path, f"ends within the page of segment {index:04d}")
         return page
@@ -133,7 +139,7 @@ class Ledger:
     def newest(self, page: bytes, index: int, start: int, stop: int) -> SegmentRecord:
         """Return the record that counts of a page."""
         slots = np.frombuffer(page, SLOT)[None]
-        best = _newest(slots, self._job, np.array([[index, start, stop]]))
+        best = _newest(slots, self.job, np.array([[index, start, stop]]))
         if best[0] < 0:
             return SegmentRecord(index, start, stop)
         return SegmentRecord.unpack(slots[0, best[0]].tobytes())
@@ -149,7 +155,7 @@ class Ledger:
             OtherJobError: It holds whole records of another job.
         """
         for slot in np.frombuffer(page, SLOT):
-            other = slot["job"] not in (b"", self._job.encode())
+            other = slot["job"] not in (b"", self.job.encode())
             if other and checksum_matches(slot.tobytes()):
                 raise OtherJobError(
                     f"{name}: the ledger {self.path} holds records of another job; the target "
@@ -183,7 +189,7 @@ class Ledger:
                 raise _damaged(self.path, f"ends within the pages from segment {first:04d} on")
             slots = pages.view(SLOT).reshape(-1, SLOTS)
             places = np.column_stack([np.arange(first, last), bounds[first:last]])
-            best = _newest(slots, self._job, places)
+            best = _newest(slots, self.job, places)
             (known,) = np.nonzero(best >= 0)
             chosen[first + known] = slots[known, best[known]]
         return chosen
@@ -209,12 +215,28 @@ class Ledger:
         Raises:
             StorageError: It cannot be written.
         """
-        first, last = _slot_of(record)
-        packed = record.pack(self._job)
-        doing = f"{_name(record)}: cannot record progress; free some space, run again"
-        with told(doing, self.path):
-            write_all(self._descriptor, packed, self._offset + record.index * PAGE + first)
+        first, last = _place_of(record.attempt, record.sequence)
+        packed = record.pack(self.job)
+        self.put(packed, record.index, first)
         return page[:first] + packed + page[last:]
+
+    def put(self, slot: bytes, index: int, first: int) -> None:
+        """Write a slot into the page of a segment.
+
+        Args:
+            slot: All of its bytes.
+            index: Of the segment.
+            first: The byte of the page where it goes.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        try:
+            write_all(self._descriptor, slot, self._offset + index * PAGE + first)
+        except OSError as error:
+            name = _name(SegmentRecord.unpack(slot))
+            doing = f"{name}: cannot record progress; free some space, run again"
+            raise storage_error(error, doing, self.path) from error
 
     def sync(self) -> None:
         """Return only when what was recorded is on the disk.
@@ -258,10 +280,11 @@ class Claim:
             )
             raise _damaged(ledger.path, what)
         self._ledger = ledger
+        self._index, self._attempt = record.index, record.attempt + 1
         now = time.time()
-        self.record = replace(
+        first = replace(
             record,
-            attempt=record.attempt + 1,
+            attempt=self._attempt,
             sequence=0,
             work=work,
             token=secrets.token_hex(16),
@@ -272,19 +295,35 @@ class Claim:
             reason="",
             **changes,
         )
+        self._slot = first.pack(ledger.job)
+        self._sequence = 0
         # Whoever claimed it since may have written to this attempt's other slot already, and
         # would be taken for this claim's own past.
         page = ledger.page(record.index)
         found = ledger.newest(page, record.index, record.start, record.stop)
         if _whose(found) != _whose(record) or found.state != record.state:
             raise self._lost(found)
-        ledger.refuse_others(page, _name(self.record))
-        self._page = ledger.write(self.record, page)
+        ledger.refuse_others(page, _name(first))
+        self._page = bytearray(page)
+        self._write(first)
         if record.state in FINISHED:  # damage to one slot must not bring that record back
-            self.record = replace(self.record, sequence=1)
-            self._page = ledger.write(self.record, self._page)
-        self._claimed = self.record.sequence
+            self._write(replace(first, sequence=1))
+        self._claimed = self._sequence
         self.check()
+
+    @property
+    def record(self) -> SegmentRecord:
+        """What the ledger says of the segment by this claim."""
+        return SegmentRecord.unpack(self._slot)
+
+    def _write(self, record: SegmentRecord) -> None:
+        self._put(record.pack(self._ledger.job), record.sequence)
+
+    def _put(self, slot: bytes, sequence: int) -> None:
+        first, last = _place_of(self._attempt, sequence)
+        self._ledger.put(slot, self._index, first)
+        self._page[first:last] = slot
+        self._slot, self._sequence = slot, sequence
 
     def check(self) -> None:
         """Look whether the claim still stands.
@@ -292,7 +331,7 @@ class Claim:
         Raises:
             ClaimLostError: Another attempt has the segment.
         """
-        page = self._ledger.page(self.record.index)
+        page = self._ledger.page(self._index)
         if page == self._page:
             return
         mine = self.record
@@ -300,12 +339,12 @@ class Claim:
         if _whose(found) == _whose(mine):
             # A claim of the same number that was slow to be written, and took both slots, saw
             # nothing of this one. Of one that gave up there is no more than the claim.
-            first, last = _slot_of(mine)
+            first, last = _place_of(mine.attempt, mine.sequence)
             others = page[:first] + bytes(last - first) + page[last:]
             found = self._ledger.newest(others, mine.index, mine.start, mine.stop)
             gone_on = found.attempt == mine.attempt and found.sequence > self._claimed
             if found.token == mine.token or not gone_on:
-                self._page = page
+                self._page = bytearray(page)
                 return
         raise self._lost(found)
 
@@ -323,20 +362,29 @@ class Claim:
     def note(self, **changes: Any) -> SegmentRecord:
         """Look at the claim, then record `changes`; not yet durable."""
         self.check()
-        self.record = replace(
-            self.record, sequence=self.record.sequence + 1, finished=time.time(), **changes
-        )
-        self._page = self._ledger.write(self.record, self._page)
+        last = self.record
+        self._write(replace(last, sequence=last.sequence + 1, finished=time.time(), **changes))
         return self.record
+
+    def advance(self, rows_done: int, digest: bytes) -> None:
+        """Look at the claim, then record that more rows were written; not yet durable.
+
+        Args:
+            rows_done: Rows written so far.
+            digest: Their xxh3_128.
+        """
+        self.check()
+        sequence = self._sequence + 1
+        self._put(advanced(self._slot, sequence, rows_done, digest), sequence)
 
 
 def _name(record: SegmentRecord) -> str:
     return f"segment {record.index:04d} [{record.start}:{record.stop}]"
 
 
-def _slot_of(record: SegmentRecord) -> tuple[int, int]:
+def _place_of(attempt: int, sequence: int) -> tuple[int, int]:
     """Return where in its page a record's slot begins and ends, by the record's numbers."""
-    slot = 2 * (record.attempt % (SLOTS // 2)) + record.sequence % 2
+    slot = 2 * (attempt % (SLOTS // 2)) + sequence % 2
     return slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
 
 

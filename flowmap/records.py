@@ -59,6 +59,10 @@ SLOT: Final = np.dtype(
 _BODY: Final = struct.Struct("<32sIIQ8sqqqq16s16s16s16sdd32sI4x40s")
 """The same without its checksum; NumPy's scalars would cost ten times as much per block."""
 
+_SEQUENCE_AT, _ROWS_DONE_AT, _DIGEST_AT, _FINISHED_AT = (
+    SLOT.fields[name][1] for name in ("sequence", "rows_done", "digest", "finished")
+)
+
 STATUS: Final = np.dtype(
     [
         ("index", "<i8"),
@@ -143,7 +147,7 @@ class SegmentRecord:
             self.pid,
             self.reason.encode("ascii", "replace"),
         )
-        return body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+        return _with_checksum(body)
 
     def made_durable(self) -> SegmentRecord:
         """Return the record that follows when all its rows were synced."""
@@ -196,6 +200,29 @@ class SegmentRecord:
             pid=pid,
             reason=_text(reason),
         )
+
+
+def advanced(slot: bytes, sequence: int, rows_done: int, digest: bytes) -> bytes:
+    """Return the slot of the record that follows when more rows were written.
+
+    It is what `replace` and `pack` would make, in a quarter of the time: every block needs one.
+
+    Args:
+        slot: Of the last record of the attempt.
+        sequence: The number of the new one.
+        rows_done: Rows written so far.
+        digest: Their xxh3_128.
+    """
+    body = bytearray(slot[: _BODY.size])
+    body[_SEQUENCE_AT : _SEQUENCE_AT + 8] = sequence.to_bytes(8, "little")
+    body[_ROWS_DONE_AT : _ROWS_DONE_AT + 8] = rows_done.to_bytes(8, "little")
+    body[_DIGEST_AT : _DIGEST_AT + 16] = digest
+    struct.pack_into("<d", body, _FINISHED_AT, time.time())
+    return _with_checksum(body)
+
+
+def _with_checksum(body: bytes | bytearray) -> bytes:
+    return bytes(body) + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
 
 
 def digest_of(records: Iterable[SegmentRecord]) -> str:

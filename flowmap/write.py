@@ -135,14 +135,13 @@ def forget_frames(error: BaseException) -> None:
 
 
 def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> None:
-    where = f"{segment.name}, rows {block.start} to {block.stop}: the filler {work.name}"
     identity = _identity(out)
     try:
         result = work(out, block)
     except (Exception, SystemExit) as error:
         raise FillerError(
-            f"{where} raised {said(error).rstrip('.')}. Mend it and run again: what is done is "
-            "kept.",
+            f"{_where(work, segment, block)} raised {said(error).rstrip('.')}. Mend it and run "
+            "again: what is done is kept.",
             segment=segment.name,
             cause_type=type(error).__name__,
             transient=isinstance(error, OSError),
@@ -155,12 +154,16 @@ def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> N
         problem = "changed the shape, dtype or memory of `out`: fill it as it is"
     else:
         return
-    message = f"{where} {problem}."
+    message = f"{_where(work, segment, block)} {problem}."
     raise FillerError(message, segment=segment.name, cause_type=None, transient=False)
 
 
+def _where(work: Work, segment: Segment, block: Block) -> str:
+    return f"{segment.name}, rows {block.start} to {block.stop}: the filler {work.name}"
+
+
 def _identity(out: NDArray[Any]) -> tuple[object, ...]:
-    return out.shape, out.strides, out.dtype, out.ctypes.data
+    return out.shape, out.strides, out.dtype, id(out.base)  # `out.data = ...` changes the base
 
 
 def _refuse_other_work(attempt: Attempt, work: Work) -> None:

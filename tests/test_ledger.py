@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from support import flip, ramp, states
 import flowmap
 from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, StorageError
 from flowmap.ledger import Claim, Ledger, create_ledger
-from flowmap.records import SLOT, SLOTS, SegmentRecord, checksum_matches
+from flowmap.records import SLOT, SLOTS, SegmentRecord, advanced, checksum_matches
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
@@ -96,6 +97,29 @@ def test_a_record_survives_its_slot(record: SegmentRecord) -> None:
     assert len(packed) == SLOT.itemsize == 256
     assert checksum_matches(packed)
     assert SegmentRecord.unpack(packed) == record
+
+
+@given(
+    records,
+    st.integers(0, 2**36 - 1),
+    st.integers(0, 2**62),
+    st.binary(min_size=16, max_size=16),
+)
+def test_an_advanced_slot_is_the_next_record(
+    record: SegmentRecord, sequence: int, rows: int, digest: bytes
+) -> None:
+    """What is changed in the bytes is what replacing the fields and packing again gives."""
+    slot = advanced(record.pack(JOB), sequence, rows, digest)
+    assert checksum_matches(slot)
+    found = SegmentRecord.unpack(slot)
+    assert found == dataclasses.replace(
+        record,
+        sequence=sequence,
+        rows_done=rows,
+        digest=digest.hex() if any(digest) else "",
+        finished=found.finished,
+    )
+    assert time.time() - 60 < found.finished <= time.time()
 
 
 def test_long_or_foreign_texts_are_cut() -> None:
@@ -270,12 +294,12 @@ class Interleaved(Ledger):
 
     between: Any = None
 
-    def write(self, record: SegmentRecord, page: bytes) -> bytes:
+    def put(self, slot: bytes, index: int, first: int) -> None:
         """Let the other one go first."""
         happen, self.between = self.between, None
         if happen is not None:
             happen()
-        return super().write(record, page)
+        super().put(slot, index, first)
 
 
 @pytest.mark.parametrize("records_before", [0, 1, 2, 3, 4])

@@ -226,15 +226,15 @@ def test_an_attempt_that_is_overtaken_at_its_last_record_is_told(
 ) -> None:
     """It has looked at its claim, and is slow to write: it looks again afterwards."""
     target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1, durability=durability)
-    write = Ledger.write
+    put = Ledger.put
 
-    def slow(ledger: Ledger, record: SegmentRecord, page: bytes) -> bytes:
-        if record.state == last:
+    def slow(ledger: Ledger, slot: bytes, index: int, first: int) -> None:
+        if SegmentRecord.unpack(slot).state == last:
             monkeypatch.undo()
             flowmap.fill_segment(target.segments[0], ramp)
-        return write(ledger, record, page)
+        put(ledger, slot, index, first)
 
-    monkeypatch.setattr(Ledger, "write", slow)
+    monkeypatch.setattr(Ledger, "put", slow)
     with pytest.raises(ClaimLostError):
         flowmap.fill_segment(target.segments[0], ramp)
     assert target.status()["attempt"][0] == 2
@@ -246,15 +246,15 @@ def test_a_claim_that_comes_too_late_leaves_no_seal_on_what_is_not_done(
 ) -> None:
     """It takes the place of the record that was done and sealed while it was written."""
     target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1)
-    write = Ledger.write
+    put = Ledger.put
 
-    def slow(ledger: Ledger, record: SegmentRecord, page: bytes) -> bytes:
+    def slow(ledger: Ledger, slot: bytes, index: int, first: int) -> None:
         monkeypatch.undo()
         flowmap.fill_segment(target.segments[0], ramp)
         assert flowmap.validate(target).sealed
-        return write(ledger, record, page)
+        put(ledger, slot, index, first)
 
-    monkeypatch.setattr(Ledger, "write", slow)
+    monkeypatch.setattr(Ledger, "put", slow)
     with pytest.raises(ClaimLostError):
         flowmap.fill_segment(target.segments[0], ramp)
     assert states(target) == ["running"]

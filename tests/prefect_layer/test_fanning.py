@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -21,7 +22,6 @@ from flowmap.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from prefect_layer.conftest import Server
 
@@ -39,9 +39,8 @@ def slow_at_first(out: np.ndarray[Any, Any], block: flowmap.Block) -> None:
 @flowmap.filler
 def passing_fault(out: np.ndarray[Any, Any], block: flowmap.Block, folder: str) -> None:
     """Raise an error of the system the first time that row 10 is asked for."""
-    flag = f"{folder}/tried"
     if block.start == 10:
-        with contextlib.suppress(FileExistsError), open(flag, "x"):
+        with contextlib.suppress(FileExistsError), (Path(folder) / "tried").open("x"):
             raise ConnectionResetError("the file server went away")
     out[...] = 1
 
