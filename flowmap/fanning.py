@@ -88,17 +88,17 @@ class FanOut:
                 future = self._ended.get(timeout=self._patience())
             except queue.Empty:
                 continue
-            run = self._under_way.pop(future)
+            run = self._under_way[future]  # and there until it is told, for a Ctrl-C meanwhile
             error = CancelledError() if future.cancelled() else future.exception()
             if error is None:
                 run.end(Completed())
             elif isinstance(error, CancelledError | StoppedError):
                 error = _end_cut_short(run, executor)
-            elif self._delay(run, error):
-                continue
-            else:
+            elif not self._delay(run, error):
                 _end_failed(run, error)
-            yield run.segment, error
+            del self._under_way[future]
+            if not run.waits:
+                yield run.segment, error
 
     def _hand_out(self, executor: Executor, run: SegmentRun) -> None:
         try:

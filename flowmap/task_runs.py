@@ -70,6 +70,11 @@ class SegmentRun:
         return self._run.run_count
 
     @property
+    def waits(self) -> bool:
+        """Whether it is to begin again."""
+        return self._state.is_scheduled()
+
+    @property
     def log(self) -> LoggingAdapter:
         """The logger whose lines the UI shows with this run."""
         return task_run_logger(self._run, self._task)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import numpy as np
 import pytest
 from prefect import flow
 from support import ramp
@@ -23,6 +22,7 @@ from flowmap.work import Work
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from prefect_layer.conftest import Server
 
 RETRIED = "flowmap.fanning.RETRY_SECONDS"

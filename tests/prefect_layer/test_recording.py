@@ -85,10 +85,14 @@ def python(
 
 
 def settings(home: Path) -> dict[str, str]:
-    """Return an environment with a home and with none of the settings of these tests."""
+    """Return an environment with a home, patience, and none of the settings of these tests."""
     environ = {k: v for k, v in environment().items() if not k.startswith("PREFECT_")}
     del environ["PYTHONWARNINGS"]  # Prefect has some of its own
-    return environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "0"}
+    return environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    }
 
 
 def recorded(home: Path) -> tuple[str, Counter[str]]:
