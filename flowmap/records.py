@@ -59,6 +59,7 @@ SLOT: Final = np.dtype(
 _BODY: Final = struct.Struct("<32sIIQ8sqqqq16s16s16s16sdd32sI4x40s")
 """The same without its checksum; NumPy's scalars would cost ten times as much per block."""
 
+assert SLOT.fields is not None
 _SEQUENCE_AT, _ROWS_DONE_AT, _DIGEST_AT, _FINISHED_AT = (
     SLOT.fields[name][1] for name in ("sequence", "rows_done", "digest", "finished")
 )

@@ -61,9 +61,10 @@ def history(server: Server, run: dict[str, Any]) -> list[str]:
 def fill(path: Path, filler: str, **options: Any) -> flowmap.ValidationReport:
     """Fill thirty bytes in three segments."""
     name = f"{__name__}:{filler}"
-    return flowmap.fill_array(
+    report: flowmap.ValidationReport = flowmap.fill_array(
         str(path), 30, "u1", filler=name, segments=3, executor="threads", **options
     )
+    return report
 
 
 def test_server_is_told_what_can_be_seen(server: Server, tmp_path: Path) -> None:
