@@ -22,6 +22,7 @@ import xxhash
 
 from flowmap import sealing
 from flowmap.blocks import block_buffer
+from flowmap.claims import NO_ROWS, Claim
 from flowmap.errors import (
     ClaimLostError,
     OtherJobError,
@@ -30,7 +31,6 @@ from flowmap.errors import (
     said,
     told,
 )
-from flowmap.ledger import NO_ROWS, Claim
 from flowmap.records import REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (

@@ -215,8 +215,10 @@ class AccessDeniedError(StorageError, PermissionError):
     """The file or folder may not be read or written."""
 
 
-def storage_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> StorageError:
-    """Return flowmap's error for one of the operating system.
+def storage_error(
+    error: OSError | MemoryError, doing: str, path: str | os.PathLike[str]
+) -> StorageError:
+    """Return flowmap's error for one of the operating system, or for the lack of memory.
 
     Args:
         error: What was raised.
@@ -225,8 +227,13 @@ def storage_error(error: OSError, doing: str, path: str | os.PathLike[str]) -> S
         path: The file it happened to.
 
     Returns:
-        An error with the same errno, for the caller to raise from `error`.
+        An error with the same errno (ENOMEM for the lack of memory), for the caller to raise
+        from `error`.
     """
+    if isinstance(error, MemoryError):
+        what = doing.partition(";")[0]
+        message = f"{what}: there is no memory for so much; take less at once"
+        return StorageError(errno_module.ENOMEM, message, os.fspath(path))
     number = error.errno or errno_module.EIO
     full = number in (errno_module.ENOSPC, errno_module.EDQUOT)
     if full and "free some" not in doing:
@@ -263,10 +270,5 @@ class told:  # noqa: N801 -- read as the verb that it is: with told("cannot ..."
         pass
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | MemoryError):
             raise storage_error(error, self._doing, self._path) from error
-        if isinstance(error, MemoryError):
-            what = self._doing.partition(";")[0]
-            message = f"{what}: there is no memory for so much; take less at once"
-            path = os.fspath(self._path)
-            raise StorageError(errno_module.ENOMEM, message, path) from error

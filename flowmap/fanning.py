@@ -13,7 +13,6 @@ from prefect.states import Completed, Failed
 from prefect.utilities.math import clamped_poisson_interval
 
 from flowmap.errors import StoppedError, said
-from flowmap.executors import WAKE_SECONDS
 from flowmap.stopping import refuse_if_asked
 from flowmap.task_runs import SECONDS_UNTOLD, SegmentRun
 from flowmap.tasks import RETRY_SECONDS, cancelled, cut_short, fill_task, worth_a_retry
@@ -117,8 +116,10 @@ class FanOut:
                 run.show()
 
     def _patience(self) -> float:
-        until = self._delayed[0][0] - time.monotonic() if self._delayed else WAKE_SECONDS
-        return min(WAKE_SECONDS, SECONDS_UNTOLD / 2, max(0.0, until))
+        patience = SECONDS_UNTOLD / 2
+        if self._delayed:
+            patience = min(patience, max(0.0, self._delayed[0][0] - time.monotonic()))
+        return patience
 
     def _delay(self, run: SegmentRun, error: BaseException) -> bool:
         """Put a segment aside whose fault may pass, if it has tries left."""

@@ -11,26 +11,20 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
-import socket
-import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, storage_error, told
+from flowmap.errors import DamagedJobError, OtherJobError, storage_error, told
 from flowmap.npy import Layout
 from flowmap.records import (
-    ATTEMPTS,
-    FINISHED,
     SEQUENCES,
     SLOT,
     SLOTS,
     SegmentRecord,
-    advanced,
     checksum_matches,
     is_possible,
+    place_of,
 )
 from flowmap.storage import (
     CHUNK,
@@ -49,14 +43,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-NO_ROWS: Final[dict[str, Any]] = {
-    "rows_done": 0,
-    "rows_durable": 0,
-    "digest": "",
-    "digest_durable": "",
-}
-"""The fields of a record of which no row counts."""
 
 
 class Ledger:
@@ -86,7 +72,7 @@ class Ledger:
         try:
             self._descriptor = open_existing(path, write=write)
         except (FileNotFoundError, NotRegularError) as error:
-            raise _damaged(path, "is missing") from error
+            raise damaged(path, "is missing") from error
         except OSError as error:
             raise storage_error(error, "cannot open the ledger", path) from error
         try:
@@ -102,9 +88,9 @@ class Ledger:
             found = os.pread(self._descriptor, len(header), 0)
         expected = len(header) + self._count * PAGE
         if size != expected:
-            raise _damaged(self.path, f"has {size} bytes instead of {expected}")
+            raise damaged(self.path, f"has {size} bytes instead of {expected}")
         if found != header:
-            raise _damaged(self.path, "has another header")
+            raise damaged(self.path, "has another header")
 
     def close(self) -> None:
         """Close the file."""
@@ -125,11 +111,11 @@ class Ledger:
         """
         try:
             page = os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             doing = f"cannot read the ledger of segment {index:04d}; look at the disk"
             raise storage_error(error, doing, self.path) from error
         if len(page) < PAGE:
-            raise _damaged(self.path, f"ends within the page of segment {index:04d}")
+            raise damaged(self.path, f"ends within the page of segment {index:04d}")
         return page
 
     def read(self, index: int, start: int, stop: int) -> SegmentRecord:
@@ -186,7 +172,7 @@ class Ledger:
             with told("cannot read the ledger; look at the disk", self.path):
                 count = read_into(self._descriptor, pages, self._offset + first * PAGE)
             if count < len(pages):
-                raise _damaged(self.path, f"ends within the pages from segment {first:04d} on")
+                raise damaged(self.path, f"ends within the pages from segment {first:04d} on")
             slots = pages.view(SLOT).reshape(-1, SLOTS)
             places = np.column_stack([np.arange(first, last), bounds[first:last]])
             best = _newest(slots, self.job, places)
@@ -215,7 +201,7 @@ class Ledger:
         Raises:
             StorageError: It cannot be written.
         """
-        first, last = _place_of(record.attempt, record.sequence)
+        first, last = place_of(record.attempt, record.sequence)
         packed = record.pack(self.job)
         self.put(packed, record.index, first)
         return page[:first] + packed + page[last:]
@@ -233,8 +219,8 @@ class Ledger:
         """
         try:
             write_all(self._descriptor, slot, self._offset + index * PAGE + first)
-        except OSError as error:
-            name = _name(SegmentRecord.unpack(slot))
+        except (OSError, MemoryError) as error:
+            name = SegmentRecord.unpack(slot).name
             doing = f"{name}: cannot record progress; free some space, run again"
             raise storage_error(error, doing, self.path) from error
 
@@ -246,150 +232,6 @@ class Ledger:
         """
         with told("cannot sync the ledger to disk; run again", self.path):
             sync_data(self._descriptor)
-
-
-class Claim:
-    """A claim to one segment, and the records that its attempt makes.
-
-    Making one writes a new attempt into the ledger, which whoever had the segment notices
-    before the next record. The claim is looked at again before each record: a page that
-    is byte for byte what this claim last saw holds no other claim.
-
-    Args:
-        ledger: Open for writing; the caller closes it.
-        record: What the ledger says of the segment now.
-        work: The fingerprint of the work of this attempt.
-        **changes: Other fields of the first record ("state", "rows_done", ...).
-
-    Raises:
-        ClaimLostError: Another attempt claimed it since `record` was read.
-        OtherJobError: The page holds records of another job, which are not written over.
-        DamagedJobError: No attempt can follow the one of `record`.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        record: SegmentRecord,
-        work: str,
-        **changes: Any,
-    ) -> None:
-        if record.attempt + 1 >= ATTEMPTS:
-            what = (
-                f"tells of {record.attempt} attempts at {_name(record)}, and there is no next"
-            )
-            raise _damaged(ledger.path, what)
-        self._ledger = ledger
-        self._index, self._attempt = record.index, record.attempt + 1
-        now = time.time()
-        first = replace(
-            record,
-            attempt=self._attempt,
-            sequence=0,
-            work=work,
-            token=secrets.token_hex(16),
-            started=now,
-            finished=now,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            reason="",
-            **changes,
-        )
-        self._slot = first.pack(ledger.job)
-        self._sequence = 0
-        # Whoever claimed it since may have written to this attempt's other slot already, and
-        # would be taken for this claim's own past.
-        page = ledger.page(record.index)
-        found = ledger.newest(page, record.index, record.start, record.stop)
-        if _whose(found) != _whose(record) or found.state != record.state:
-            raise self._lost(found)
-        ledger.refuse_others(page, _name(first))
-        self._page = bytearray(page)
-        self._write(first)
-        if record.state in FINISHED:  # damage to one slot must not bring that record back
-            self._write(replace(first, sequence=1))
-        self._claimed = self._sequence
-        self.check()
-
-    @property
-    def record(self) -> SegmentRecord:
-        """What the ledger says of the segment by this claim."""
-        return SegmentRecord.unpack(self._slot)
-
-    def _write(self, record: SegmentRecord) -> None:
-        self._put(record.pack(self._ledger.job), record.sequence)
-
-    def _put(self, slot: bytes, sequence: int) -> None:
-        first, last = _place_of(self._attempt, sequence)
-        self._ledger.put(slot, self._index, first)
-        self._page[first:last] = slot
-        self._slot, self._sequence = slot, sequence
-
-    def check(self) -> None:
-        """Look whether the claim still stands.
-
-        Raises:
-            ClaimLostError: Another attempt has the segment.
-        """
-        page = self._ledger.page(self._index)
-        if page == self._page:
-            return
-        mine = self.record
-        found = self._ledger.newest(page, mine.index, mine.start, mine.stop)
-        if _whose(found) == _whose(mine):
-            # A claim of the same number that was slow to be written, and took both slots, saw
-            # nothing of this one. Of one that gave up there is no more than the claim.
-            first, last = _place_of(mine.attempt, mine.sequence)
-            others = page[:first] + bytes(last - first) + page[last:]
-            found = self._ledger.newest(others, mine.index, mine.start, mine.stop)
-            gone_on = found.attempt == mine.attempt and found.sequence > self._claimed
-            if found.token == mine.token or not gone_on:
-                self._page = bytearray(page)
-                return
-        raise self._lost(found)
-
-    def _lost(self, found: SegmentRecord) -> ClaimLostError:
-        mine = self.record
-        name = _name(mine)
-        return ClaimLostError(
-            f"{name}: attempt {mine.attempt} found that attempt {found.attempt} by process "
-            f"{found.pid} on {found.host or 'no host'} has the segment (now "
-            f"{found.state}), and stopped without recording anything. Let that one "
-            "finish; run the job again if it does not.",
-            segment=name,
-        )
-
-    def note(self, **changes: Any) -> SegmentRecord:
-        """Look at the claim, then record `changes`; not yet durable."""
-        self.check()
-        last = self.record
-        self._write(replace(last, sequence=last.sequence + 1, finished=time.time(), **changes))
-        return self.record
-
-    def advance(self, rows_done: int, digest: bytes) -> None:
-        """Look at the claim, then record that more rows were written; not yet durable.
-
-        Args:
-            rows_done: Rows written so far.
-            digest: Their xxh3_128.
-        """
-        self.check()
-        sequence = self._sequence + 1
-        self._put(advanced(self._slot, sequence, rows_done, digest), sequence)
-
-
-def _name(record: SegmentRecord) -> str:
-    return f"segment {record.index:04d} [{record.start}:{record.stop}]"
-
-
-def _place_of(attempt: int, sequence: int) -> tuple[int, int]:
-    """Return where in its page a record's slot begins and ends, by the record's numbers."""
-    slot = 2 * (attempt % (SLOTS // 2)) + sequence % 2
-    return slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
-
-
-def _whose(record: SegmentRecord) -> tuple[int, str]:
-    return record.attempt, record.token
 
 
 def create_ledger(path: Path, count: int) -> None:
@@ -438,7 +280,8 @@ def _counts(slot: bytes) -> bool:
     return checksum_matches(slot) and is_possible(slot)
 
 
-def _damaged(path: Path, what: str) -> DamagedJobError:
+def damaged(path: Path, what: str) -> DamagedJobError:
+    """Return the error for a ledger that is not as it was written."""
     return DamagedJobError(
         f"The ledger {path} {what}: nothing is known of which segments are done. Restore it "
         'from a copy, or begin anew with exist="overwrite".',

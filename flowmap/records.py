@@ -126,6 +126,11 @@ class SegmentRecord:
     pid: int = 0
     reason: str = ""
 
+    @property
+    def name(self) -> str:
+        """How messages call the segment."""
+        return f"segment {self.index:04d} [{self.start}:{self.stop}]"
+
     def pack(self, job: str) -> bytes:
         """Return the 256 bytes of its slot, checksum included."""
         body = _BODY.pack(
@@ -201,6 +206,12 @@ class SegmentRecord:
             pid=pid,
             reason=_text(reason),
         )
+
+
+def place_of(attempt: int, sequence: int) -> tuple[int, int]:
+    """Return where in its page a record's slot begins and ends, by the record's numbers."""
+    slot = 2 * (attempt % (SLOTS // 2)) + sequence % 2
+    return slot * SLOT.itemsize, (slot + 1) * SLOT.itemsize
 
 
 def advanced(slot: bytes, sequence: int, rows_done: int, digest: bytes) -> bytes:

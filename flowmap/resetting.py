@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowmap import sealing
+from flowmap.claims import NO_ROWS, Claim
 from flowmap.errors import (
     FlowmapError,
     InvalidArgumentError,
@@ -14,7 +15,6 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.job import Job, refuse_replaced
-from flowmap.ledger import NO_ROWS, Claim
 from flowmap.segments import Segment
 from flowmap.target import job_of
 

@@ -15,6 +15,7 @@ from flowmap import sealing
 from flowmap.arguments import flag
 from flowmap.blocks import block_buffer
 from flowmap.checks import complaint_of, is_finite, refuse_odd_check
+from flowmap.claims import Claim
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
@@ -24,7 +25,6 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.job import Job, refuse_replaced
-from flowmap.ledger import Claim
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment

@@ -13,8 +13,8 @@ import xxhash
 from support import damage, rows, states
 
 import flowmap
+from flowmap.claims import Claim
 from flowmap.errors import FlowmapError
-from flowmap.ledger import Claim
 from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 

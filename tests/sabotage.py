@@ -14,6 +14,7 @@ import numpy as np
 
 import flowmap.alloc
 import flowmap.attempt
+import flowmap.claims
 import flowmap.job
 import flowmap.lease
 import flowmap.ledger
@@ -24,8 +25,9 @@ import flowmap.sealing
 import flowmap.storage
 import flowmap.windows
 from flowmap.attempt import Attempt
+from flowmap.claims import Claim
 from flowmap.job import Job
-from flowmap.ledger import Claim, Ledger
+from flowmap.ledger import Ledger
 from flowmap.validation import _Validation
 
 if TYPE_CHECKING:
@@ -92,8 +94,9 @@ def _no_look_at_the_claim(patch: Patch) -> None:
 
 
 def _one_pair_of_slots(patch: Patch) -> None:
-    real = flowmap.ledger._place_of
-    patch(flowmap.ledger, "_place_of", lambda _, sequence: real(0, sequence))
+    real = flowmap.records.place_of
+    for module in (flowmap.claims, flowmap.ledger):
+        patch(module, "place_of", lambda _, sequence: real(0, sequence))
 
 
 def _no_comparing_of_digests(patch: Patch) -> None:
@@ -225,7 +228,7 @@ def _records_of_any(patch: Patch) -> None:
 
 
 def _one_slot_for_a_claim(patch: Patch) -> None:
-    patch(flowmap.ledger, "FINISHED", frozenset())
+    patch(flowmap.claims, "FINISHED", frozenset())
 
 
 def _no_header_lock(patch: Patch) -> None:

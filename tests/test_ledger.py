@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from support import flip, ramp, states
 
 import flowmap
+from flowmap.claims import Claim
 from flowmap.errors import ClaimLostError, DamagedJobError, OtherJobError, StorageError
-from flowmap.ledger import Claim, Ledger, create_ledger
+from flowmap.ledger import Ledger, create_ledger
 from flowmap.records import SLOT, SLOTS, SegmentRecord, advanced, checksum_matches
 from flowmap.storage import PAGE
 

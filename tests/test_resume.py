@@ -13,8 +13,9 @@ import pytest
 from support import damage, logged, logged_rows, ramp, rows, run, script, states
 
 import flowmap
+from flowmap.claims import Claim
 from flowmap.errors import ClaimLostError, FillerError, StorageError
-from flowmap.ledger import Claim, Ledger
+from flowmap.ledger import Ledger
 from flowmap.records import SegmentRecord
 from flowmap.sidecar import Sidecar
 from flowmap.storage import read_into, write_all

@@ -27,6 +27,7 @@ from support import (
 
 import flowmap
 from flowmap import sealing
+from flowmap.claims import Claim
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
@@ -38,7 +39,6 @@ from flowmap.errors import (
     ValidationFailed,
     WrongTypeError,
 )
-from flowmap.ledger import Claim
 from flowmap.sidecar import Sidecar
 from flowmap.storage import open_existing, publish_json, read_json, sync_data, write_all
 
