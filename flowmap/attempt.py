@@ -329,7 +329,8 @@ class Attempt:
             cause = error.__cause__ or error
             reason = cut(said(cause), REASON_BYTES)
             with contextlib.suppress(ClaimLostError, OSError):
-                self._held().note(state="failed", reason=reason)
+                record = self._held().note(state="failed", reason=reason)
+                self.job.record_failure(record.index, record.attempt, cause)
 
     def _held(self) -> Claim:
         assert self._claim is not None, "begin() comes first"

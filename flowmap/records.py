@@ -26,7 +26,10 @@ ATTEMPTS: Final = 2**28
 SEQUENCES: Final = 2**36
 """Records of an attempt are numbered below this: with the attempt, one number of 64 bits."""
 
-_STATES: Final = frozenset({b"pending", b"running", b"written", b"failed", b"damaged", b"done"})
+STATES: Final = ("pending", "running", "written", "failed", "damaged", "done")
+"""What a segment can be."""
+
+_STATES: Final = frozenset(state.encode() for state in STATES)
 _HOST_BYTES: Final = 32
 REASON_BYTES: Final = 40
 

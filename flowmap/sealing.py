@@ -69,6 +69,21 @@ def put(
     return True, notes
 
 
+def seal_of(job: Job) -> dict[str, Any] | None:
+    """Return what the seal of a job says: its digest, when and where; None where it has none.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    path = Sidecar.of(job.path).seal
+    with told("cannot read the seal", path):
+        try:
+            seal = read_json(path)
+        except (FileNotFoundError, NotRegularError, ValueError):
+            return None
+    return seal if seal.get("job") == job.id and isinstance(seal.get("digest"), str) else None
+
+
 def lift(job: Job) -> None:
     """Give the target its permissions back and remove the seal, durably, if it has one.
 

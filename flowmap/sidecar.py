@@ -58,6 +58,10 @@ class Sidecar:
         """An overwrite that has begun."""
         return self.folder / "overwrite.json"
 
+    def failure(self, index: int) -> Path:
+        """Why an attempt at a segment failed."""
+        return self.folder / f"failure-{index}.json"
+
     def work(self, fingerprint: str) -> Path:
         """What a fingerprint stands for."""
         return self.folder / f"work-{fingerprint}.json"

@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xxhash
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from flowmap.fillers import Filler
     from flowmap.segments import Block
+
+_LONGEST: Final = 10_000  # characters of an argument that are recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,11 @@ class Work:
         """Return what is recorded of it, as JSON values; its source is for people only.
 
         Volatile arguments are left out: they are the place for a password, and differ
-        between attempts at the same work.
+        between attempts at the same work. "values" are the others as JSON has them, to be
+        called with again; None where JSON has no such values, or they are too long.
         """
         volatile = mark_of(self.function).volatile
+        counted = {k: v for k, v in self.arguments.items() if k not in volatile}
         try:
             source = inspect.getsource(inspect.unwrap(self.function))
         except (OSError, TypeError):
@@ -84,11 +88,8 @@ class Work:
         return {
             "filler": self.name,
             "version": self.version,
-            "arguments": {
-                name: short(value, 10_000)
-                for name, value in self.arguments.items()
-                if name not in volatile
-            },
+            "arguments": {name: short(value, _LONGEST) for name, value in counted.items()},
+            "values": _plain(counted),
             "fingerprint": self.fingerprint,
             "source": source,
         }
@@ -97,6 +98,19 @@ class Work:
         """Call the filler for one block."""
         function: Callable[..., object] = self.function
         return function(out, block, **self.arguments)
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """Return arguments as JSON gives them back, where these are the same input."""
+    try:
+        text = json.dumps(arguments)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if len(text) > _LONGEST:
+        return None
+    plain: dict[str, Any] = json.loads(text)
+    same = _canonical(plain, "arguments") == _canonical(arguments, "arguments")
+    return plain if same else None
 
 
 def describe(work: dict[str, Any]) -> str:

@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import shlex
 from typing import Any
 
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound, ParameterTypeError
+from prefect.exceptions import ParameterTypeError
 from prefect.types.entrypoint import EntrypointType
 
 from flowmap import FlowmapError, fill_array
-
-NAME = "fill-array"
+from flowmap.deploying import NAME, deploy
 
 
 def parameter(text: str) -> tuple[str, Any]:
@@ -33,26 +30,6 @@ def parameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def deploy(pool: str) -> None:
-    """Deploy the flow as installed code: a worker needs flowmap, but no copy of this file."""
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(pool)
-        except ObjectNotFound:
-            raise SystemExit(
-                f"There is no work pool {pool!r}. This line makes it:\n\n"
-                f"    prefect work-pool create {shlex.quote(pool)} --type process"
-            ) from None
-    fill_array.deploy(
-        NAME,
-        work_pool_name=pool,
-        build=False,
-        push=False,
-        ignore_warnings=True,  # that a serving process would do on one machine
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
 
 
 def run(parameters: dict[str, Any]) -> None:
@@ -81,7 +58,10 @@ def main() -> None:
             "`prefect deployment run`"
         )
     if asked.deploy:
-        deploy(asked.deploy)
+        try:
+            deploy(asked.deploy)
+        except FlowmapError as error:
+            raise SystemExit(str(error)) from None
     elif asked.serve:
         fill_array.serve(NAME, entrypoint_type=EntrypointType.MODULE_PATH)
     else:

@@ -352,7 +352,7 @@ def cut(path: Path) -> None:
 
 def remove_what_may_go(battle: Battle) -> bool:
     """Remove a file of the sidecar that nothing depends on."""
-    names = ("run.json", "seal.json", "header.lock", "work-*.json")
+    names = ("run.json", "seal.json", "header.lock", "work-*.json", "failure-*.json")
     found = [path for name in names for path in Sidecar.of(battle.path).folder.glob(name)]
     if found:
         battle.rng.choice(sorted(found)).unlink()

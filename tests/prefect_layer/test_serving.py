@@ -113,11 +113,7 @@ def test_wrong_command_line(tmp_path: Path, wrong: list[str]) -> None:
 
 
 def test_deploying(server: Server, pool: str, tmp_path: Path) -> None:
-    """`--deploy` works from any folder; for a pool that is not there it says what makes it."""
-    done = call("--deploy", "no such pool", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "prefect work-pool create 'no such pool' --type process" in done.stderr
-    assert "Traceback" not in done.stderr
+    """`--deploy` works from any folder."""
     done = call("--deploy", pool, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shown = prefect("deployment", "inspect", "fill-array/fill-array")

@@ -1,0 +1,87 @@
+"""`flowmap alloc`."""
+
+import time
+from typing import Any
+
+from flowmap.alloc import Exist, allocate
+from flowmap.cli.exits import Exit
+from flowmap.cli.output import say, say_json
+from flowmap.cli.parameters import (
+    Arguments,
+    AsJson,
+    DType,
+    FillerName,
+    Segments,
+    Shape,
+    TargetPath,
+)
+from flowmap.cli.picture import described
+from flowmap.job import Durability
+from flowmap.storage import PAGE
+from flowmap.summary import Summary
+
+
+def alloc(
+    path: TargetPath,
+    /,
+    *,
+    shape: Shape,
+    dtype: DType = "<f8",
+    fortran_order: bool = False,
+    segments: Segments = None,
+    block_rows: int | None = None,
+    exist: Exist = "resume",
+    reserve: bool = True,
+    align: int = PAGE,
+    durability: Durability = "segment",
+    checkpoint_seconds: float = 30,
+    filler: FillerName = None,
+    arguments: Arguments = None,
+    as_json: AsJson = False,
+) -> Exit:
+    """Allocate an array: one .npy file of its final size, and the records beside it.
+
+    Everything is checked before the disk is touched. With a filler the job is pinned to it, so
+    that `flowmap fill` need not be told, and refuses any other.
+
+    Args:
+        path: Of the .npy file. Its folder must exist.
+        fortran_order: Whether the last axis is the slow one, whose indices are the rows.
+        block_rows: Rows that a filler computes at once; about a mebibyte if left out. Give 1
+            where a row takes minutes.
+        exist: If the file exists already: attach to the same job, report an error, or replace.
+        reserve: Whether to reserve the disk space now, so that it cannot run out later.
+        align: Bytes that the boundaries of segments are rounded to.
+        durability: When data is safe from a power cut: each segment as it is done, or all at
+            the end, when the array is validated.
+        checkpoint_seconds: Seconds between syncs within a segment.
+    """
+    began = time.time()
+    target = allocate(
+        path,
+        shape,
+        dtype,
+        fortran_order=fortran_order,
+        segments=segments,
+        block_rows=block_rows,
+        exist=exist,
+        reserve=reserve,
+        align=align,
+        durability=durability,
+        checkpoint_seconds=checkpoint_seconds,
+        filler=filler,
+        arguments=arguments,
+    )
+    summary = Summary.of(target)
+    new = target.job.made["time"] >= began
+    if as_json:
+        say_json(summary.document() | {"new": new})
+        return Exit.DONE
+    done = summary.counts["done"]
+    attached = f"Attached, {done} of {summary.segments} segments are done"
+    say(f"{'Allocated' if new else attached}: {described(summary)}")
+    if not summary.is_done:
+        pinned: Any = target.job.work
+        which = "" if pinned else " --filler FILE.py:FUNCTION"
+        say(f"Next: flowmap fill {path}{which}")
+    return Exit.DONE

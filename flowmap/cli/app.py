@@ -1,0 +1,80 @@
+"""The command line: what commands there are, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from cyclopts import App, CycloptsError
+
+from flowmap._version import __version__
+from flowmap.errors import FlowmapError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS: Final = {
+    "alloc": "Allocate an array: one .npy file of its final size, and the records beside it.",
+    "fill": "Fill the segments of an array that are not done yet.",
+    "status": "Show how far an array is.",
+    "validate": "Prove that every byte of an array is there, and seal it.",
+    "reset": "Make segments pending again, to compute them anew.",
+    "info": "Show what the job of an array was: who filled it, with what, where and when.",
+    "clean": "Remove the records beside an array that was validated.",
+    "run": "Run the flow fill-array here: allocate, fill and validate, under Prefect.",
+    "deploy": "Deploy the flow fill-array to a Prefect server.",
+    "doctor": "Look for what goes wrong for people, and say what to do about it.",
+}
+
+app = App(
+    name="flowmap",
+    help="Fill one big NumPy .npy file from many workers.",
+    version=__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+for _name, _help in _COMMANDS.items():
+    app.command(f"flowmap.cli.{_name}:{_name}", name=_name, help=_help)
+app.register_install_completion_command(help="Install completion for this shell.")
+
+
+def main() -> None:
+    """Run the command of this process, and exit with its code."""
+    # As `python -m` has it; last, so that a file here never hides a library.
+    sys.path.append(os.getcwd())  # noqa: PTH109 -- entries of sys.path are texts
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        words: What follows `flowmap`.
+
+    Returns:
+        The exit code; see `flowmap.cli.exits.Exit`.
+    """
+    # The rest of the command loads NumPy, which `flowmap --help` need not wait for.
+    from flowmap.cli.exits import Exit, code_of  # noqa: PLC0415
+    from flowmap.cli.output import say_error  # noqa: PLC0415
+
+    as_json = "--json" in words
+    try:
+        code = app(
+            words, exit_on_error=False, print_error=not as_json, result_action="return_value"
+        )
+        sys.stdout.flush()
+    except CycloptsError as error:
+        if as_json:
+            say_error(str(error), kind="UsageError", code=Exit.REFUSED, as_json=True)
+        return Exit.REFUSED
+    except FlowmapError as error:
+        code = code_of(error)
+        say_error(str(error), kind=type(error).__name__, code=code, as_json=as_json)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # as in `flowmap status | head`; Python would tell at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    return int(code or Exit.DONE)

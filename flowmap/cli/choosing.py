@@ -1,0 +1,65 @@
+"""Naming segments on the command line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import Parameter
+
+from flowmap.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowmap.segments import Segment
+    from flowmap.target import Target
+
+SegmentNames = Annotated[
+    list[str] | None,
+    Parameter(
+        help="A number as in status, 7; several, 10-19; or a share of all, 3-of-64, as "
+        "Snakemake names a scattered item."
+    ),
+]
+
+_NUMBER: Final = re.compile(r"\d+")
+_RANGE: Final = re.compile(r"(\d+)-(\d+)")
+_SHARE: Final = re.compile(r"(\d+)-of-(\d+)")
+
+
+def chosen_segments(target: Target, names: Sequence[str]) -> list[Segment]:
+    """Return the segments that some names stand for, each once, in order.
+
+    "7" is the segment with that number, counted from 0 as everywhere; "10-19" are ten; "all"
+    are all. "3-of-64" is the third of 64 shares of all segments, counted from 1 as Snakemake
+    does: of as many shares as there are segments each is one segment; of fewer, some
+    neighbours; of more, some are none.
+
+    Args:
+        target: The target.
+        names: What they are called.
+
+    Raises:
+        InvalidArgumentError: A name stands for no segments of this target.
+    """
+    count = len(target.segments)
+    indices = {index for name in names for index in _indices(name, count, target)}
+    return [target.segments[index] for index in sorted(indices)]
+
+
+def _indices(name: str, count: int, target: Target) -> range:
+    if name == "all":
+        return range(count)
+    if share := _SHARE.fullmatch(name):
+        item, items = map(int, share.groups())
+        if 1 <= item <= items:
+            return range((item - 1) * count // items, item * count // items)
+    elif _NUMBER.fullmatch(name) and int(name) < count:
+        return range(int(name), int(name) + 1)
+    elif (ends := _RANGE.fullmatch(name)) and int(ends[1]) <= int(ends[2]) < count:
+        return range(int(ends[1]), int(ends[2]) + 1)
+    raise InvalidArgumentError(
+        f"{name!r} names no segments of {target.path}, which has 0 to {count - 1}. Write a "
+        "number, 7, a range, 10-19, or a share, 3-of-64."
+    )

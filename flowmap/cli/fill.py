@@ -1,0 +1,171 @@
+"""`flowmap fill`."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flowmap import human
+from flowmap.cli.choosing import SegmentNames, chosen_segments
+from flowmap.cli.display import Display
+from flowmap.cli.exits import Exit
+from flowmap.cli.output import err, say, say_json
+from flowmap.cli.parameters import Arguments, AsJson, FillerName, TargetPath
+from flowmap.errors import FlowmapError, InvalidArgumentError
+from flowmap.executors import failed, refuse_other_work
+from flowmap.executors import fill as fill_job
+from flowmap.recalling import recalled
+from flowmap.segments import Segment
+from flowmap.stopping import stoppable
+from flowmap.summary import Summary
+from flowmap.target import Target, open_target
+from flowmap.work import Work
+from flowmap.write import fill_work
+
+Executor = Annotated[
+    str,
+    Parameter(help="processes, threads, dask, or the address of a Dask scheduler."),
+]
+
+
+def fill(
+    path: TargetPath,
+    /,
+    *,
+    filler: FillerName = None,
+    arguments: Arguments = None,
+    segment: SegmentNames = None,
+    executor: Executor = "processes",
+    workers: int | None = None,
+    pilot: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), negative="")] = False,
+    as_json: AsJson = False,
+) -> Exit:
+    """Fill the segments of an array that are not done yet.
+
+    What was done is kept, whatever ended the run: the same again goes on. Once the job has a
+    filler, by `flowmap alloc` or an earlier `flowmap fill`, it need not be named again.
+
+    With --segment this process fills these segments, one after the other: what another engine
+    calls for each. It takes no lock; whoever calls sees to it that each segment is filled once.
+
+    Args:
+        path: Of the .npy file, allocated before.
+        segment: Fill these only, in this process.
+        pilot: Compute one block and keep nothing of it; say how long all of it will take, what
+            it needs, and which sizes of blocks and segments would do better.
+        workers: How many processes or threads; one for each processor if left out.
+        quiet: Show no progress, also on a terminal.
+    """
+    target = open_target(path)
+    if filler is None and arguments is not None:
+        raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
+    work = recalled(target) if filler is None else Work.of(filler, arguments)
+    if pilot:
+        from flowmap.pilot import pilot as pilot_job  # noqa: PLC0415 -- for this alone
+
+        refuse_other_work(target, work)
+        estimate = pilot_job(target, work, workers)
+        if as_json:
+            say_json(estimate.document())
+        else:
+            say(str(estimate))
+        return Exit.DONE
+    before, began = target.status(), time.monotonic()
+    chosen = None if segment is None else chosen_segments(target, segment)
+    try:
+        with _shown(target, quiet=quiet or as_json):
+            if chosen is None:
+                fill_job(
+                    target,
+                    work.function,
+                    work.arguments,
+                    executor=executor,
+                    workers=workers,
+                    name="flowmap fill",
+                )
+            else:
+                _fill_here(target, chosen, work)
+    except KeyboardInterrupt:
+        _tell_of_interrupt(target)
+        raise
+    result = _Result(target, before, time.monotonic() - began)
+    if as_json:
+        say_json(result.document())
+    elif not (quiet and chosen is not None):
+        result.tell(path, chosen)
+    return Exit.DONE
+
+
+@contextlib.contextmanager
+def _shown(target: Target, *, quiet: bool) -> Iterator[None]:
+    """Show progress for a `with` block, where somebody looks."""
+    console = err()
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with Display(target):
+        yield
+
+
+def _fill_here(target: Target, segments: list[Segment], work: Work) -> None:
+    """Fill segments in this process; one that fails does not stop the others.
+
+    Raises:
+        FlowmapError: The one that failed; a `SegmentsFailedError` of several.
+    """
+    failures: dict[Segment, BaseException] = {}
+    with stoppable():
+        for segment in segments:
+            try:
+                fill_work(segment, work)
+            except FlowmapError as error:
+                failures[segment] = error
+                if len(segments) == 1:
+                    raise
+    if failures:
+        raise failed(failures, len(target.segments), target)
+
+
+def _tell_of_interrupt(target: Target) -> None:
+    summary = Summary.of(target)
+    err().print(
+        f"Stopped. {summary.counts['done']} of {summary.segments} segments are done, and what "
+        "others have is kept; the same command goes on from there.",
+        markup=False,
+    )
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a fill came to."""
+
+    target: Target
+    before: Any
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        summary, rows = Summary.of(self.target), self._rows_filled()
+        return summary.document() | {"rows_filled": rows, "seconds": self.seconds}
+
+    def _rows_filled(self) -> int:
+        now = self.target.status()
+        return int((now["rows_done"] - self.before["rows_done"]).clip(0).sum())
+
+    def tell(self, path: Any, chosen: list[Segment] | None) -> None:
+        summary, rows = Summary.of(self.target), self._rows_filled()
+        ready = summary.counts["done"] + summary.counts["written"]
+        nbytes = rows * self.target.job.layout.row_bytes
+        if rows:
+            rate = f", {human.size(int(nbytes / self.seconds))}/s" if self.seconds else ""
+            say(
+                f"{human.count(rows)} rows were filled, {human.size(nbytes)} in "
+                f"{human.seconds(self.seconds)}{rate}."
+            )
+        state = "" if rows else "Nothing to do: "
+        say(f"{state}{ready} of {summary.segments} segments of {path} are done.")
+        if chosen is None and summary.state != "valid":
+            say(f"Next: flowmap validate {path}")

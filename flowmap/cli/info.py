@@ -1,0 +1,97 @@
+"""`flowmap info`."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from flowmap import human
+from flowmap.cli.exits import Exit
+from flowmap.cli.output import say, say_json
+from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.cli.picture import date
+from flowmap.dtypes import dtype_from_descr
+from flowmap.exporting import export as export_record
+from flowmap.exporting import read_export, record_of
+
+
+def info(path: TargetPath, /, *, export: Path | None = None, as_json: AsJson = False) -> Exit:
+    """Show what the job of an array was: who filled it, with what, where and when.
+
+    With --export all of it, each segment included, is written to one JSON file, which survives
+    the deletion of the records, and which `flowmap info` shows as well.
+
+    Args:
+        path: Of the .npy file, or of a file that --export wrote.
+        export: The JSON file to write.
+    """
+    if export is not None:
+        record = export_record(path, export)
+    elif path.suffix == ".json":
+        record = read_export(path)
+    else:
+        record = record_of(path)
+    if as_json:
+        say_json(record)
+    else:
+        say(Text(str(path), "bold"), _table(record))
+        if export is not None:
+            say(f"Written to {export}.")
+    return Exit.DONE
+
+
+def _table(record: dict[str, Any]) -> Table:
+    job, summary, seal = record["job"], record["summary"], record["seal"]
+    made, work = job["made"], _work(record)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column(overflow="fold")
+    segments = human.count(summary["segments"])
+    order = ", Fortran order" if job["fortran_order"] else ""
+    rows: list[tuple[str, str]] = [
+        (
+            "state",
+            f"{summary['state']}, {summary['segments_done']} of {segments} segments done",
+        ),
+        ("shape", f"{tuple(job['shape'])}{order}"),
+        ("dtype", str(dtype_from_descr(job["dtype"]))),
+        ("size", f"{human.size(summary['nbytes'])} in {segments} segments"),
+        ("block", f"{human.count(job['block_rows'])} rows"),
+        ("durability", job["durability"]),
+        ("job", job["id"]),
+        ("allocated", f"{date(made['time'])} by {made['user']} on {made['host']}"),
+        (
+            "versions",
+            f"flowmap {made['flowmap']}, NumPy {made['numpy']}, Python {made['python']}",
+        ),
+    ]
+    for index, each in enumerate(work):
+        rows.append(
+            ("filler" if not index else "", f"{each['filler']} version {each['version']}")
+        )
+        arguments = ", ".join(f"{name}={text}" for name, text in each["arguments"].items())
+        rows += [("arguments", arguments)] if arguments else []
+    if summary["began"]:
+        between = f"{date(summary['began'])} to {date(summary['finished'])}"
+        rows += [
+            ("filled", f"{between}, {human.count(summary['attempts'])} attempts"),
+            ("compute", f"{human.seconds(summary['seconds'])} in all segments together"),
+            ("hosts", ", ".join(summary["hosts"])),
+        ]
+    if summary["digest"]:
+        rows.append(("digest", f"{summary['digest']} (xxh3_128)"))
+    if seal is not None:
+        rows.append(("validated", f"{date(seal['time'])} on {seal['host']}"))
+    for name, text in rows:
+        table.add_row(name, Text(text))
+    return table
+
+
+def _work(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the works that a job is pinned to or was filled by, each once."""
+    works = {**record["works"]}
+    pinned = record["job"]["work"]
+    if pinned is not None:
+        works[pinned["fingerprint"]] = pinned
+    return list(works.values())

@@ -1,0 +1,54 @@
+"""How the command speaks: to people, or in JSON to programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def out(*, wrap: bool = False) -> Console:
+    """Return the console of what a command is asked for.
+
+    Args:
+        wrap: Whether lines are broken between words, as only people want them.
+    """
+    return Console(highlight=False, soft_wrap=not wrap)
+
+
+def err() -> Console:
+    """Return the console of errors and of progress."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(*parts: RenderableType) -> None:
+    """Tell people what a command is asked for; texts are taken as they are."""
+    console = out()
+    for part in parts:
+        console.print(part, markup=False)
+
+
+def say_json(document: dict[str, Any]) -> None:
+    """Tell a program: one JSON object on one line."""
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+def say_error(message: str, *, kind: str, code: int, as_json: bool) -> None:
+    """Tell what ended the command: people on stderr, a program on stdout.
+
+    Args:
+        message: What is wrong, where, and what to do.
+        kind: The name of the error's type.
+        code: The exit code.
+        as_json: Whether a program is told.
+    """
+    if as_json:
+        say_json({"error": {"type": kind, "message": message, "code": int(code)}})
+    else:
+        err().print(Text.assemble(("flowmap: ", "bold red"), message))

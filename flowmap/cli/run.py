@@ -1,0 +1,108 @@
+"""`flowmap run`."""
+
+import copy
+import logging
+
+from flowmap.alloc import Exist
+from flowmap.cli.exits import Exit
+from flowmap.cli.output import say, say_json
+from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Shape, TargetPath
+from flowmap.errors import FlowmapError, InvalidArgumentError
+from flowmap.executors import ExecutorName
+from flowmap.job import Durability
+
+
+def run(
+    path: TargetPath,
+    /,
+    *,
+    shape: Shape = 1_000_000,
+    dtype: DType = "<f8",
+    filler: FillerName = "arange",
+    arguments: Arguments = None,
+    segments: int | None = None,
+    block_rows: int | None = None,
+    durability: Durability = "segment",
+    executor: ExecutorName = "processes",
+    workers: int | None = None,
+    exist: Exist = "resume",
+    fortran_order: bool = False,
+    reserve: bool = True,
+    checkpoint_seconds: float = 30,
+    finite: bool = False,
+    as_json: AsJson = False,
+) -> Exit:
+    """Run the flow fill-array here: allocate, fill and validate, under Prefect.
+
+    The Prefect server that is set shows each segment; where none is set, Prefect starts one for
+    as long as the run takes. Running it again fills only what is missing.
+
+    Args:
+        path: Of the .npy file. Its folder must exist.
+        segments: How many; chosen from the size if left out.
+        block_rows: Rows that a filler computes at once; about a mebibyte if left out.
+        durability: When data is safe from a power cut.
+        executor: Where the filler runs.
+        workers: How many processes or threads; one for each processor if left out.
+        exist: If the file exists already: go on with the same job, report an error, or replace.
+        fortran_order: Whether the last axis is the slow one, whose indices are the rows.
+        reserve: Whether to reserve the disk space now, so that it cannot run out later.
+        checkpoint_seconds: Seconds between syncs within a segment.
+        finite: Whether NaNs and infinities are a fault.
+    """
+    # Of all commands this and `deploy` alone load Prefect.
+    from prefect.exceptions import ParameterTypeError  # noqa: PLC0415
+
+    from flowmap.flow import fill_array  # noqa: PLC0415
+
+    _tell_mistakes_briefly()
+    try:
+        report = fill_array(
+            str(path),
+            shape,
+            dtype,
+            filler or "arange",
+            arguments,
+            segments=segments,
+            block_rows=block_rows,
+            durability=durability,
+            executor=executor,
+            workers=workers,
+            exist=exist,
+            fortran_order=fortran_order,
+            reserve=reserve,
+            checkpoint_seconds=checkpoint_seconds,
+            finite=finite,
+        )
+    except ParameterTypeError as error:
+        raise InvalidArgumentError(str(error)) from error
+    if as_json:
+        say_json({"path": str(report.path), "ok": report.ok, "digest": report.digest})
+    else:
+        say(str(report))
+    return Exit.DONE
+
+
+class _Brief(logging.Formatter):
+    """Formats as another formatter does, but for the tracebacks of flowmap's own errors."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, FlowmapError):
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = None
+        return self._formatter.format(record)
+
+
+def _tell_mistakes_briefly() -> None:
+    """Keep tracebacks of flowmap's own errors to the log that the server has."""
+    from prefect.logging.handlers import PrefectConsoleHandler  # noqa: PLC0415 -- as above
+
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler) and handler.formatter is not None:
+                handler.setFormatter(_Brief(handler.formatter))

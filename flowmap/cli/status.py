@@ -1,0 +1,122 @@
+"""`flowmap status`."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Group
+from rich.live import Live
+
+from flowmap.cli.choosing import SegmentNames, chosen_segments
+from flowmap.cli.exits import Exit
+from flowmap.cli.output import out, say, say_json
+from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.cli.picture import (
+    Pace,
+    details,
+    failures,
+    headlines,
+    outlook,
+    segment_map,
+    slowest,
+)
+from flowmap.errors import InvalidArgumentError
+from flowmap.summary import Summary
+from flowmap.target import Target, open_target
+
+_CODES = {
+    "valid": Exit.DONE,
+    "done": Exit.DONE,
+    "running": Exit.INCOMPLETE,
+    "incomplete": Exit.INCOMPLETE,
+    "damaged": Exit.DAMAGED,
+}
+
+
+def status(
+    path: TargetPath,
+    /,
+    *,
+    segment: SegmentNames = None,
+    watch: Annotated[bool, Parameter(name=("--watch", "-w"), negative="")] = False,
+    interval: float = 1.0,
+    as_json: AsJson = False,
+) -> Exit:
+    """Show how far an array is: its state, a map of its segments, the slowest and the failed.
+
+    All of it is read from the records beside the file, on whatever machine sees them. The exit
+    code is 0 where everything is done, 3 where segments are missing, 4 where some are damaged.
+
+    Args:
+        path: Of the .npy file.
+        segment: Show these only, with all that is known of them: of one that failed the
+            traceback.
+        watch: Go on showing it until everything is done, or Ctrl-C.
+        interval: Seconds between two looks.
+    """
+    target = open_target(path)
+    chosen = None if segment is None else chosen_segments(target, segment)
+    if watch:
+        if as_json or chosen is not None:
+            raise InvalidArgumentError("--watch goes with neither --json nor --segment.")
+        return _watch(target, path, interval)
+    table = target.status()
+    summary = Summary.of(target, table)
+    if chosen is not None:
+        table = table[[one.index for one in chosen]]
+    if as_json:
+        rows = [dict(zip(table.dtype.names or (), row, strict=True)) for row in table.tolist()]
+        say_json(summary.document() | {"segment_list": rows})
+    elif chosen is not None:
+        say(*(details(target, row) for row in table))
+    else:
+        say(_picture(path, target, summary, table))
+        say(*_advice(path, summary))
+    return _CODES[summary.state]
+
+
+def _watch(target: Target, path: Path, interval: float) -> Exit:
+    """Show it again and again; off a terminal a line whenever something has changed."""
+    console = out(wrap=True)
+    pace = Pace()
+    with Live(console=console, auto_refresh=False) as live:
+        told = ""
+        while True:
+            began = time.monotonic()
+            table = target.status()
+            summary = Summary.of(target, table)
+            pace.note(summary.rows_done)
+            if console.is_terminal:
+                live.update(_picture(path, target, summary, table, pace), refresh=True)
+            elif (line := ", ".join(map(str, headlines(path, summary)))) != told:
+                told = line
+                say(line)
+            if summary.is_done and summary.run is None:
+                return _CODES[summary.state]
+            # Of a ledger of 40 MB, on a slow disk, not all the time.
+            time.sleep(max(interval, 10 * (time.monotonic() - began)))
+
+
+def _picture(
+    path: Path, target: Target, summary: Summary, table: Any, pace: Pace | None = None
+) -> Group:
+    console = out()
+    parts = [
+        *headlines(path, summary),
+        segment_map(table, console.width, fancy=console.encoding.startswith("utf")),
+        outlook(summary, pace),
+        slowest(summary, table),
+        failures(target, table),
+    ]
+    return Group(*(part for part in parts if part))
+
+
+def _advice(path: Path, summary: Summary) -> list[str]:
+    if summary.state == "valid":
+        return []
+    if summary.state == "done" or summary.counts["written"] == summary.segments:
+        return [f"Next: flowmap validate {path}"]
+    if summary.state == "running":
+        return [f"To watch it: flowmap status {path} --watch"]
+    return [f"To fill what is missing: flowmap fill {path}"]

@@ -1,0 +1,71 @@
+"""`flowmap validate`."""
+
+from typing import Any
+
+from flowmap.cli.exits import Exit
+from flowmap.cli.output import say, say_json
+from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.report import ValidationReport
+from flowmap.summary import Summary
+from flowmap.target import open_target
+from flowmap.validation import validate as validate_target
+
+
+def validate(
+    path: TargetPath,
+    /,
+    *,
+    finite: bool = False,
+    mixed: bool = False,
+    mark: bool = True,
+    as_json: AsJson = False,
+) -> Exit:
+    """Prove that every byte of an array is there, and seal it.
+
+    Header, size and each segment are compared with the records, and every byte is read. What is
+    damaged is marked, so that `flowmap fill` computes just that again. A sealed array is
+    read-only. The exit code is 0 where all is well, 3 where segments are missing, 4 where
+    something is not as it was written, 1 where a value is not finite.
+
+    Args:
+        path: Of the .npy file.
+        finite: Whether NaNs and infinities are a fault.
+        mixed: Whether segments may have been filled by different fillers or arguments.
+        mark: Whether to record what is found.
+    """
+    report = validate_target(path, finite=finite, mixed=mixed, mark=mark)
+    code = _code_of(report)
+    if as_json:
+        say_json(_document(report, code))
+    else:
+        say(str(report))
+        if report.marked or code == Exit.INCOMPLETE:
+            say(f"To fill what is missing: flowmap fill {path}")
+    return code
+
+
+def _code_of(report: ValidationReport) -> Exit:
+    """Return the exit code: the worst of what was found."""
+    if report.ok:
+        return Exit.DONE
+    if report.marked or not report.bad_segments:
+        return Exit.DAMAGED
+    counts = Summary.of(open_target(report.path)).counts
+    if counts["damaged"]:
+        return Exit.DAMAGED
+    missing = {"pending", "running", "failed"}
+    return Exit.INCOMPLETE if any(counts[state] for state in missing) else Exit.FAILED
+
+
+def _document(report: ValidationReport, code: Exit) -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "ok": report.ok,
+        "code": int(code),
+        "problems": list(report.problems),
+        "bad_segments": [segment.index for segment in report.bad_segments],
+        "marked": [segment.index for segment in report.marked],
+        "digest": report.digest,
+        "sealed": report.sealed,
+        "notes": list(report.notes),
+    }

@@ -1,0 +1,117 @@
+"""How far a job is, in a few numbers: what status, progress and exit codes are made from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from flowmap import sealing
+from flowmap.lease import holder
+from flowmap.records import STATES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flowmap.target import Target
+
+State = Literal["valid", "done", "running", "incomplete", "damaged"]
+
+_KEPT: Final = ("done", "written", "running", "failed", "pending")
+"""States of segments whose `rows_done` are there to go on from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How far a job is.
+
+    Attributes:
+        path: Of the target, absolute.
+        id: Of the job.
+        shape: Elements along each axis.
+        dtype: As a header writes it, in JSON values.
+        fortran_order: Whether the last axis is the slow one.
+        state: "valid": done and sealed by a validation; "done"; "running": a run has the job;
+            "incomplete"; "damaged": a validation found segments that are not as recorded.
+        segments: How many there are.
+        counts: How many are "pending", "running", "written", "failed", "damaged" and "done".
+        rows: Of the target.
+        rows_done: Rows written so far, those of unfinished segments included.
+        nbytes: Bytes of the data.
+        bytes_done: Bytes of `rows_done`.
+        digest: Of the whole, where a validation sealed it.
+        run: What the lease says of the run that has the job, if one has.
+    """
+
+    path: str
+    id: str
+    shape: tuple[int, ...]
+    dtype: Any
+    fortran_order: bool
+    state: State
+    segments: int
+    counts: dict[str, int]
+    rows: int
+    rows_done: int
+    nbytes: int
+    bytes_done: int
+    digest: str | None
+    run: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, target: Target, status: NDArray[Any] | None = None) -> Summary:
+        """Look at a job.
+
+        Args:
+            target: The target.
+            status: What `target.status()` just said, if it was asked.
+
+        Raises:
+            OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
+                `Target.status`.
+        """
+        table = target.status() if status is None else status
+        layout = target.job.layout
+        names, numbers = np.unique(table["state"], return_counts=True)
+        found = dict(zip(names.tolist(), numbers.tolist(), strict=True))
+        counts = {state: found.get(state, 0) for state in STATES}
+        rows_done = int(table["rows_done"][np.isin(table["state"], _KEPT)].sum())
+        seal = sealing.seal_of(target.job)
+        lease = holder(target.job)
+        run = lease if lease is not None and lease["live"] else None
+        return cls(
+            path=str(target.path),
+            id=target.id,
+            shape=target.shape,
+            dtype=layout.descr,
+            fortran_order=target.fortran_order,
+            state=_state(counts, len(table), live=run is not None, sealed=seal is not None),
+            segments=len(table),
+            counts=counts,
+            rows=layout.rows,
+            rows_done=rows_done,
+            nbytes=layout.nbytes,
+            bytes_done=rows_done * layout.row_bytes,
+            digest=None if seal is None else seal["digest"],
+            run=run,
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every segment is done."""
+        return self.state in ("valid", "done")
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def _state(counts: dict[str, int], segments: int, *, live: bool, sealed: bool) -> State:
+    if live:
+        return "running"
+    if counts["damaged"]:
+        return "damaged"
+    if counts["done"] < segments:
+        return "incomplete"
+    return "valid" if sealed else "done"

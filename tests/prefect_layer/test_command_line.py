@@ -1,0 +1,107 @@
+"""`flowmap run` and `flowmap deploy`, with a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prefect_layer.conftest import BIN, prefect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect_layer.conftest import Server
+
+
+def call(
+    *words: str, cwd: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `flowmap` to its end."""
+    done = subprocess.run(
+        [str(BIN / "flowmap"), *words],
+        cwd=cwd,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def test_running_the_flow(server: Server, tmp_path: Path) -> None:
+    """Allocates, fills and validates under Prefect, with the options of the flow."""
+    words = ["run", "out.npy", "--shape", "100,3", "--dtype", "<i4", "--segments", "4"]
+    done = call(*words, "--executor", "threads", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "is valid: digest" in done.stdout
+    expected = np.repeat(np.arange(100)[:, np.newaxis], 3, axis=1)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+    done = call(*words, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["ok"] is True
+    runs = server.ask("flow_runs/filter", sort="START_TIME_DESC", limit=20)
+    ours = [run for run in runs if run["parameters"].get("path") == "out.npy"]
+    assert [run["state_type"] for run in ours] == ["COMPLETED"] * 2
+
+
+def test_mistakes_are_told_briefly(server: Server, tmp_path: Path) -> None:
+    """Without a traceback, with the code of what was wrong."""
+    done = call("run", "out.npy", "--segments", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "segments" in done.stderr
+    assert call("run", "out.npy", "--shape", "10", cwd=tmp_path).returncode == 0
+    done = call("run", "out.npy", "--shape", "11", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "flowmap: " in done.stderr
+    assert "holds another job" in done.stderr
+    (tmp_path / "fillers.py").write_text(
+        "import flowmap\n\n\n@flowmap.filler\ndef broken(out, block):\n    1 / 0\n"
+    )
+    words = [
+        "run",
+        "b.npy",
+        "--shape",
+        "10",
+        "--segments",
+        "2",
+        "--filler",
+        "fillers.py:broken",
+    ]
+    done = call(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "2 of 2 segments" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_deploying(server: Server, tmp_path: Path) -> None:
+    """A work pool of type process is made where there is none, and the flow deployed to it."""
+    words = ["deploy", "--pool", "made by flowmap", "--name", "from-the-command-line"]
+    try:
+        done = call(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "to the work pool made by flowmap, which was made." in done.stdout
+        assert "prefect worker start --pool 'made by flowmap'" in done.stdout
+        done = call(*words, "--json", cwd=tmp_path)
+        assert json.loads(done.stdout) == {
+            "deployment": "fill-array/from-the-command-line",
+            "pool": "made by flowmap",
+            "pool_made": False,
+        }
+        shown = prefect("deployment", "inspect", "fill-array/from-the-command-line").stdout
+        assert "'entrypoint': 'flowmap.flow.fill_array'" in shown
+        assert "'work_pool_name': 'made by flowmap'" in shown
+        assert "'type': 'process'" in prefect("work-pool", "inspect", "made by flowmap").stdout
+    finally:
+        prefect("--no-prompt", "work-pool", "delete", "made by flowmap")
+
+
+def test_deploying_without_a_server(tmp_path: Path) -> None:
+    """Says what to start and to set; Prefect would start a server that is gone at once."""
+    environment = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path)}
+    done = call("deploy", cwd=tmp_path, environment=environment)
+    assert done.returncode == 2
+    assert "prefect config set PREFECT_API_URL=" in done.stderr
