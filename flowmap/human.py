@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-_SIZES: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SIZES: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _KIB: Final = 1024
-_PARTS: Final = (("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0))
+_PARTS: Final = (("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3))
 _STEP: Final = 1000
 _MINUTE: Final = 60
 _HOUR: Final = 3600
@@ -46,12 +46,12 @@ def size(nbytes: int) -> str:
         return f"-{size(-nbytes)}"
     if nbytes < _KIB:
         return f"{nbytes} B"
-    value, unit = float(nbytes), "B"
+    value = float(nbytes)
     for unit in _SIZES:
         value /= _KIB
-        if round(value) < _KIB:
-            break
-    return f"{_digits(value)} {unit}"
+        if round(value) < _KIB:  # as it will be shown: 1023.6 KiB are 1.0 MiB
+            return f"{_digits(value)} {unit}"
+    return f"{_digits(value / _KIB)} EiB"
 
 
 def count(number: int) -> str:
@@ -67,12 +67,10 @@ def _short(value: float) -> str:
     """Return less than a minute, in the largest unit of which it is one or more."""
     if not value:
         return "0 s"
-    number, unit = value, "s"
     for unit, length in _PARTS:
-        number = value / length
-        if round(number) < _STEP:  # as it will be shown: 999.6 ms is 1.0 s
-            break
-    return f"{_digits(number)} {unit}"
+        if round(value / length) < _STEP:
+            return f"{_digits(value / length)} {unit}"
+    return f"{_digits(value)} s"
 
 
 def _two(large: int, small: int, large_unit: str, small_unit: str) -> str:

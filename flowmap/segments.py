@@ -241,7 +241,16 @@ def plan_blocks(row_bytes: int, longest: int, block_rows: int | None, align: int
             )
         return max(1, min(asked, longest))
     rows = max(1, CHUNK // row_bytes if row_bytes else longest)
+    return max(1, min(whole_pages(rows, row_bytes, align), longest))
+
+
+def whole_pages(rows: int, row_bytes: int, align: int = 4096) -> int:
+    """Return so many rows or fewer, whole pages of them where there is one.
+
+    Args:
+        rows: How many at most.
+        row_bytes: Bytes of one row.
+        align: Bytes of a page.
+    """
     unit = align // math.gcd(align, row_bytes) if row_bytes else 1
-    if rows > unit:
-        rows -= rows % unit
-    return max(1, min(rows, longest))
+    return rows - rows % unit if rows > unit else rows

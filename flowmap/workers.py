@@ -82,9 +82,11 @@ class Processes(Executor):
 
     Args:
         workers: How many.
+        tries: How often a task is tried whose worker dies.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, tries: int = TRIES) -> None:
+        self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
         self._pools: set[ProcessPoolExecutor] = set()
         self._futures: WeakSet[Future[Any]] = WeakSet()
@@ -110,7 +112,7 @@ class Processes(Executor):
         pool = self._idle.get()
         try:
             death: Exception
-            for _ in range(TRIES):
+            for _ in range(self._tries):
                 pool = pool or self._start()
                 try:
                     result: T = pool.submit(fn, *args, **kwargs).result()
@@ -136,9 +138,10 @@ class Processes(Executor):
                     return result
         finally:
             self._idle.put(pool)
+        often = f", {self._tries} times over" if self._tries > 1 else ""
         raise WorkerDiedError(
-            f"{name}: the worker process died, {TRIES} times over ({_first_line(death)}). The "
-            "filler crashed it, or the system killed it, as it does when memory runs out; "
+            f"{name}: the worker process died{often} ({_first_line(death)}). The filler "
+            "crashed it, or the system killed it, as it does when memory runs out; "
             "fewer workers or smaller blocks may help."
         ) from death
 

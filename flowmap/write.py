@@ -107,7 +107,7 @@ def _fill_work(segment: Segment, work: Work) -> SegmentRecord:
         for block, out, data in blocks_of(attempt.job, segment, attempt.next_row):
             if is_asked() or (stop is not None and stop.is_set()):
                 attempt.pause()
-            _compute(work, segment, block, out)
+            compute(work, segment, block, out)
             attempt.append(data, len(block))
         return attempt.commit()
 
@@ -134,7 +134,18 @@ def forget_frames(error: BaseException) -> None:
             left += one.exceptions
 
 
-def _compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> None:
+def compute(work: Work, segment: Segment, block: Block, out: NDArray[Any]) -> None:
+    """Call a filler for one block, and refuse what fillers do not do.
+
+    Args:
+        work: The filler with its arguments.
+        segment: That the block belongs to, for messages.
+        block: The rows.
+        out: Their array, zeroed.
+
+    Raises:
+        FillerError: The filler raised, returned something, or changed `out` itself.
+    """
     identity = _identity(out)
     try:
         result = work(out, block)
