@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import getpass
-import math
 import os
 import secrets
 import socket
@@ -256,20 +255,12 @@ class _Wanted:
     def check_file_system(self) -> None:
         """Refuse segments that share pages where that loses data."""
         kind = file_system_type(self.path.parent)
-        offset, row_bytes = len(self.layout.header()), self.layout.row_bytes
-        if kind not in NETWORK_FILE_SYSTEMS or not self.plan.shares_pages(
-            row_bytes, PAGE, offset
-        ):
+        if kind not in NETWORK_FILE_SYSTEMS:
             return
-        unit = PAGE // math.gcd(PAGE, row_bytes)
-        fitting = max(1, self.layout.rows // (unit * 100))
-        remedy = (
-            f"Pass segments=None or a count up to {fitting}, with align={PAGE} or a multiple "
-            f"of it, or pad the dtype so that rows divide {PAGE} bytes"
-            if offset % PAGE == 0
-            else "Pass segments=1, or shorten the dtype's field names: with a header as long "
-            "as theirs the data does not begin on a page"
-        )
+        offset = len(self.layout.header())
+        remedy = self.plan.keeping_apart(self.layout.row_bytes, PAGE, offset)
+        if remedy is None:
+            return
         raise InvalidArgumentError(
             f"{self.path} is on {kind}, where two hosts that write to one page of {PAGE} "
             f"bytes lose data, and these segments share pages. {remedy}."

@@ -163,11 +163,14 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
 
 
 def holder(job: Job) -> dict[str, Any] | None:
-    """Return what the lease of a job says; None where nobody has taken it.
+    """Return what the lease of a job says, and whether it holds: nothing is changed.
+
+    Args:
+        job: The job.
 
     Returns:
-        The document of `run.json`, with "live" added: whether the run still has the job, or
-        died with it.
+        The document of `run.json`, with "live": False where the lease is void, since its run
+        died or gave it back with dead runs to be closed. None where there is no lease.
 
     Raises:
         StorageError: The lease cannot be read.

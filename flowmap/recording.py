@@ -20,14 +20,7 @@ from typing import Final
 from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
 
-BATCHES: Final = {
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
-}
-"""Settings that record a thousand task runs at a fifth of the cost."""
+from flowmap.batches import BATCHES
 
 GRACE: Final = 2.0
 """Seconds, two intervals between flushes; Prefect kills a server that takes more than five."""

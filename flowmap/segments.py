@@ -153,6 +153,31 @@ class Plan:
             start += count * rows
         return False
 
+    def keeping_apart(self, row_bytes: int, page: int, offset: int) -> str | None:
+        """Say what to pass to `allocate` so that no two segments share a page.
+
+        Args:
+            row_bytes: Bytes of one row.
+            page: Bytes of a page.
+            offset: The byte at which the data begins.
+
+        Returns:
+            What to pass; None where no two segments do.
+        """
+        if not self.shares_pages(row_bytes, page, offset):
+            return None
+        if offset % page:
+            return (
+                "Pass segments=1, or shorten the dtype's field names: with a header as long as "
+                "theirs the data does not begin on a page"
+            )
+        unit = page // math.gcd(page, row_bytes)
+        fitting = max(1, self.rows // (unit * _UNITS_TO_ALIGN))
+        return (
+            f"Pass segments=None or a count up to {fitting}, with align={page} or a multiple "
+            f"of it, or pad the dtype so that rows divide {page} bytes"
+        )
+
 
 def plan_segments(
     rows: int, row_bytes: int, segments: int | Sequence[int] | None = None, align: int = 4096

@@ -373,6 +373,11 @@ def _checksum(document: dict[str, Any]) -> str:
 
 def file_system_type(path: str | os.PathLike[str]) -> str | None:
     """Return the type of the file system that holds `path` ("ext4", "nfs4"), if known."""
+    return None if (found := file_system(path)) is None else found[0]
+
+
+def file_system(path: str | os.PathLike[str]) -> tuple[str, frozenset[str]] | None:
+    """Return type and options of the file system that holds `path`, if known."""
     device = Path(path).stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -382,7 +387,8 @@ def file_system_type(path: str | os.PathLike[str]) -> str | None:
     for line in table.splitlines():
         mount, _, source = line.partition(" - ")  # proc(5)
         if mount.split()[2] == wanted:
-            return source.split()[0]
+            kind, *_, options = source.split()
+            return kind, frozenset(options.split(","))
     return None
 
 
