@@ -27,16 +27,33 @@ _COMMANDS: Final = {
     "doctor": "Look for what goes wrong for people, and say what to do about it.",
 }
 
-app = App(
-    name="flowmap",
-    help="Fill one big NumPy .npy file from many workers.",
-    version=__version__,
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,
-)
-for _name, _help in _COMMANDS.items():
-    app.command(f"flowmap.cli.{_name}:{_name}", name=_name, help=_help)
-app.register_install_completion_command(help="Install completion for this shell.")
+_EPILOGUE: Final = """\
+Exit codes: 0 done, 1 failed, 2 refused, 3 incomplete, 4 damaged, 75 not now, 130 Ctrl-C."""
+
+
+def make_app(asked: str | None = None) -> App:
+    """Return the command line.
+
+    Args:
+        asked: The command that is called: its help is the whole of its docstring. Those of the
+            others are not even imported.
+    """
+    app = App(
+        name="flowmap",
+        help="Fill one big NumPy .npy file from many workers.",
+        help_epilogue=_EPILOGUE,
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+    )
+    for place, (name, line) in enumerate(_COMMANDS.items()):
+        app.command(
+            f"flowmap.cli.{name}:{name}",
+            name=name,
+            help=None if name == asked else line,
+            sort_key=place,
+        )
+    app.register_install_completion_command(help="Install completion for this shell.")
+    return app
 
 
 def main() -> None:
@@ -60,6 +77,7 @@ def run(words: Sequence[str]) -> int:
     from flowmap.cli.output import say_error  # noqa: PLC0415
 
     as_json = "--json" in words
+    app = make_app(words[0] if words else None)
     try:
         code = app(
             words, exit_on_error=False, print_error=not as_json, result_action="return_value"

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 SegmentNames = Annotated[
     list[str] | None,
     Parameter(
+        negative="",
         help="A number as in status, 7; several, 10-19; or a share of all, 3-of-64, as "
-        "Snakemake names a scattered item."
+        "Snakemake names a scattered item.",
     ),
 ]
 

@@ -6,7 +6,7 @@ from flowmap.checksums import write_checksum
 from flowmap.cleaning import clean as clean_target
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.cli.parameters import AsJson, Flag, TargetPath
 
 
 def clean(
@@ -14,7 +14,7 @@ def clean(
     /,
     *,
     export: Path | None = None,
-    checksum: bool = False,
+    checksum: Flag = False,
     as_json: AsJson = False,
 ) -> Exit:
     """Remove the records beside an array that was validated; the array itself stays as it is.

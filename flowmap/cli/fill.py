@@ -13,7 +13,7 @@ from flowmap.cli.choosing import SegmentNames, chosen_segments
 from flowmap.cli.display import Display
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import err, say, say_json
-from flowmap.cli.parameters import Arguments, AsJson, FillerName, TargetPath
+from flowmap.cli.parameters import Arguments, AsJson, FillerName, Flag, Quiet, TargetPath
 from flowmap.errors import FlowmapError, InvalidArgumentError
 from flowmap.executors import failed, refuse_other_work
 from flowmap.executors import fill as fill_job
@@ -40,8 +40,8 @@ def fill(
     segment: SegmentNames = None,
     executor: Executor = "processes",
     workers: int | None = None,
-    pilot: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), negative="")] = False,
+    pilot: Flag = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> Exit:
     """Fill the segments of an array that are not done yet.

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
@@ -112,7 +112,7 @@ DType = Annotated[
     Any,
     Parameter(
         converter=_dtype,
-        help='Of one element: "<f8", or fields in JSON: [["t", "<f8"], ["v", "<f4", [3]]].',
+        help='Of one element: `"<f8"`, or fields in JSON: `[["t", "<f8"], ["v", "<f4", [3]]]`.',
     ),
 ]
 FillerName = Annotated[
@@ -124,11 +124,15 @@ FillerName = Annotated[
     ),
 ]
 Arguments = Annotated[
-    Any, Parameter(converter=_arguments, help='Of the filler, in JSON: {"seed": 1}.')
+    Any, Parameter(converter=_arguments, help='Of the filler, in JSON: `{"seed": 1}`.')
 ]
+_FLAG: Final = Parameter(negative="", show_default=False)
+Flag = Annotated[bool, _FLAG]
 AsJson = Annotated[
-    bool, Parameter(name="--json", negative="", help="Print one JSON object, for scripts.")
+    bool, _FLAG, Parameter(name="--json", help="Print one JSON object, for scripts.")
 ]
 Yes = Annotated[
-    bool, Parameter(name=("--yes", "-y"), negative="", help="Do not ask before it is done.")
+    bool, _FLAG, Parameter(name=("--yes", "-y"), help="Do not ask before it is done.")
 ]
+Quiet = Annotated[bool, _FLAG, Parameter(name=("--quiet", "-q"))]
+Watch = Annotated[bool, _FLAG, Parameter(name=("--watch", "-w"))]

@@ -1,15 +1,12 @@
 """`flowmap reset`."""
 
-from typing import Annotated
-
 import numpy as np
-from cyclopts import Parameter
 
 from flowmap.cli.asking import ask
 from flowmap.cli.choosing import SegmentNames, chosen_segments
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import AsJson, TargetPath, Yes
+from flowmap.cli.parameters import AsJson, Flag, TargetPath, Yes
 from flowmap.errors import InvalidArgumentError
 from flowmap.resetting import reset as reset_segments
 from flowmap.target import open_target
@@ -20,7 +17,7 @@ def reset(
     segments: SegmentNames = None,
     /,
     *,
-    failed: Annotated[bool, Parameter(negative="")] = False,
+    failed: Flag = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> Exit:

@@ -6,7 +6,7 @@ import logging
 from flowmap.alloc import Exist
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Shape, TargetPath
+from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Flag, Shape, TargetPath
 from flowmap.errors import FlowmapError, InvalidArgumentError
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
@@ -26,10 +26,10 @@ def run(
     executor: ExecutorName = "processes",
     workers: int | None = None,
     exist: Exist = "resume",
-    fortran_order: bool = False,
+    fortran_order: Flag = False,
     reserve: bool = True,
     checkpoint_seconds: float = 30,
-    finite: bool = False,
+    finite: Flag = False,
     as_json: AsJson = False,
 ) -> Exit:
     """Run the flow fill-array here: allocate, fill and validate, under Prefect.

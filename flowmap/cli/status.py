@@ -2,16 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from rich.console import Group
 from rich.live import Live
 
 from flowmap.cli.choosing import SegmentNames, chosen_segments
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import out, say, say_json
-from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.cli.parameters import AsJson, TargetPath, Watch
 from flowmap.cli.picture import (
     Pace,
     details,
@@ -39,7 +38,7 @@ def status(
     /,
     *,
     segment: SegmentNames = None,
-    watch: Annotated[bool, Parameter(name=("--watch", "-w"), negative="")] = False,
+    watch: Watch = False,
     interval: float = 1.0,
     as_json: AsJson = False,
 ) -> Exit:

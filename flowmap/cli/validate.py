@@ -4,7 +4,7 @@ from typing import Any
 
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.cli.parameters import AsJson, Flag, TargetPath
 from flowmap.report import ValidationReport
 from flowmap.summary import Summary
 from flowmap.target import open_target
@@ -15,8 +15,8 @@ def validate(
     path: TargetPath,
     /,
     *,
-    finite: bool = False,
-    mixed: bool = False,
+    finite: Flag = False,
+    mixed: Flag = False,
     mark: bool = True,
     as_json: AsJson = False,
 ) -> Exit:

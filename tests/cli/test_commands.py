@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import flowmap
-from flowmap.cli.app import app, run
+from flowmap.cli.app import make_app, run
 from flowmap.lease import leased
 
 if TYPE_CHECKING:
@@ -439,6 +439,7 @@ def test_help(capsys: pytest.CaptureFixture[str], name: str | None) -> None:
     assert run([*([name] if name else []), "--help"]) == 0
     text = capsys.readouterr().out
     assert "Usage: flowmap" in text
+    assert "Exit codes: 0 done" in text
     wanted = {None: COMMANDS, "alloc": ["--shape", "--dtype", "--segments", "--filler"]}
     for word in wanted.get(name, ["PATH", "--json"]):
         assert word in text
@@ -447,7 +448,7 @@ def test_help(capsys: pytest.CaptureFixture[str], name: str | None) -> None:
 def test_completion() -> None:
     """Each shell can complete commands and options."""
     for shell in ("bash", "zsh", "fish"):
-        script = app.generate_completion(shell=shell)
+        script = make_app().generate_completion(shell=shell)
         assert all(name in script for name in COMMANDS)
         assert "durability" in script
 
