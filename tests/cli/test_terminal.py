@@ -95,7 +95,7 @@ def test_signal_of_a_batch_system(folder: Path) -> None:
 
 def test_watched_from_another_terminal(folder: Path) -> None:
     """Each segment's state, who fills it, how fast and how long still, until it is done."""
-    allocate(folder, 200, 100)
+    allocate(folder)
     with Terminal(SLOW, folder) as filling:
         filling.until("2 running")
         with Terminal(
@@ -108,7 +108,7 @@ def test_watched_from_another_terminal(folder: Path) -> None:
             assert " ago" in watching.text
             assert filling.code() == 0
             assert watching.code() == 0
-            assert "100 %, 200 of 200 rows, 1.6 KiB of 1.6 KiB" in watching.text
+            assert "100 %, 100 of 100 rows, 800 B of 800 B" in watching.text
             assert "slowest" in watching.text
 
 

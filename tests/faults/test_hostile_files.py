@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 RECORDS: Final = (
     *("job.json", "ledger.npy", "run.json", "seal.json", "overwrite.json", "header.lock"),
-    *(f"work-{'0' * 32}.json", f".target.{'0' * 32}", f".job.json.{'0' * 16}"),
+    *(
+        "failure-0.json",
+        f"work-{'0' * 32}.json",
+        f".target.{'0' * 32}",
+        f".job.json.{'0' * 16}",
+    ),
 )
 PLACES: Final = ("a.npy", "a.npy.flowmap", *(f"a.npy.flowmap/{name}" for name in RECORDS))
 PRECIOUS: Final = b"not flowmap's\n" * 1000

@@ -94,7 +94,7 @@ def test_deploying(server: Server, tmp_path: Path) -> None:
         shown = prefect("deployment", "inspect", "fill-array/from-the-command-line").stdout
         assert "'entrypoint': 'flowmap.flow.fill_array'" in shown
         assert "'work_pool_name': 'made by flowmap'" in shown
-        assert "'type': 'process'" in prefect("work-pool", "inspect", "made by flowmap").stdout
+        assert "type='process'" in prefect("work-pool", "inspect", "made by flowmap").stdout
     finally:
         prefect("--no-prompt", "work-pool", "delete", "made by flowmap")
 
