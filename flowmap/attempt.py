@@ -31,6 +31,7 @@ from flowmap.errors import (
     said,
     told,
 )
+from flowmap.failures import record_failure
 from flowmap.records import REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (
@@ -330,7 +331,7 @@ class Attempt:
             reason = cut(said(cause), REASON_BYTES)
             with contextlib.suppress(ClaimLostError, OSError):
                 record = self._held().note(state="failed", reason=reason)
-                self.job.record_failure(record.index, record.attempt, cause)
+                record_failure(self.job, record.index, record.attempt, cause)
 
     def _held(self) -> Claim:
         assert self._claim is not None, "begin() comes first"

@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 import re
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -17,8 +16,6 @@ from flowmap.errors import (
     ForeignFileError,
     NotFoundError,
     OtherJobError,
-    cut,
-    said,
     storage_error,
     told,
 )
@@ -52,8 +49,6 @@ Durability = Literal["segment", "end"]
 DURABILITIES: Final = get_args(Durability)
 
 _ID: Final = re.compile("[0-9a-f]{32}")
-
-_LONGEST: Final = 20_000  # characters of a traceback that are kept
 
 _LOOKS: Final = 3
 """How often `job.json` must be missing: an overwrite may end before its intent is seen."""
@@ -223,28 +218,6 @@ class Job:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return recorded
-
-    def record_failure(self, index: int, attempt: int, error: BaseException) -> None:
-        """Keep why an attempt at a segment failed, of which the ledger has room for a line."""
-        document = {
-            "format": FORMAT,
-            "job": self.id,
-            "attempt": attempt,
-            "reason": said(error),
-            "traceback": cut("".join(traceback.format_exception(error)), _LONGEST),
-        }
-        publish_json(Sidecar.of(self.path).failure(index), document)
-
-    def failure(self, index: int, attempt: int) -> dict[str, Any] | None:
-        """Return what was kept of an attempt at a segment: "reason" and "traceback"."""
-        try:
-            found = read_json(Sidecar.of(self.path).failure(index))
-        except (OSError, ValueError):
-            return None
-        known = {"job": self.id, "attempt": attempt}
-        ours = all(found.get(name) == value for name, value in known.items())
-        texts = all(isinstance(found.get(name), str) for name in ("reason", "traceback"))
-        return found if ours and texts else None
 
     def describe_work(self, fingerprint: str) -> str:
         """Name the work of a fingerprint for a message, as far as it was recorded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from flowmap import markup
 from flowmap.errors import ValidationFailed
 
 if TYPE_CHECKING:
@@ -61,6 +62,20 @@ class ValidationReport:
     def __repr__(self) -> str:
         state = "ok" if self.ok else f"{len(self.problems)} problems"
         return f"<flowmap.ValidationReport {self.path}: {state}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the same as the text of the report."""
+        rows = [
+            ("target", str(self.path)),
+            ("state", "valid" if self.ok else "not valid"),
+            ("digest", self.digest or "none"),
+            ("sealed", "yes" if self.sealed else "no"),
+        ]
+        lines = [*self.problems[:_SHOWN]]
+        more = len(self.problems) - _SHOWN
+        lines += [f"and {more} more"] if more > 0 else []
+        told = markup.listed([*lines, *self.notes]) if lines or self.notes else ""
+        return markup.table("flowmap.ValidationReport", rows) + told
 
     def raise_if_bad(self) -> None:
         """Raise what the report says.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from flowmap import markup
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short
 from flowmap.storage import CHUNK
@@ -64,6 +65,13 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"<{self.name} of {self.path}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("target", str(self.path)),
+            ("rows", f"{self.start:,} to {self.stop:,}, which are {self.rows:,}"),
+        ]
+        return markup.table(f"segment {self.index:04d}", rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
 
 import numpy as np
 
-from flowmap import handing
+from flowmap import handing, human, markup
 from flowmap.arguments import seconds
-from flowmap.errors import InvalidArgumentError, NotDoneTimeoutError, short, told
+from flowmap.errors import (
+    FlowmapError,
+    InvalidArgumentError,
+    NotDoneTimeoutError,
+    short,
+    told,
+)
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
 from flowmap.masking import with_mask
 from flowmap.records import STATUS
@@ -96,6 +102,25 @@ class Target:
             f"<flowmap.Target {self.path} {self.shape} {self.dtype}{order}, "
             f"{len(self.job.plan)} segments>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what it is, and how far it is at this moment."""
+        order = ", Fortran order" if self.fortran_order else ""
+        rows = [
+            ("path", str(self.path)),
+            ("shape", f"{self.shape}{order}"),
+            ("dtype", str(self.dtype)),
+            ("size", human.size(self.nbytes)),
+        ]
+        try:
+            table = self.status()
+        except FlowmapError as error:
+            return markup.table("flowmap.Target", [*rows, ("state", str(error))])
+        names, numbers = np.unique(table["state"], return_counts=True)
+        counts = dict(zip(names.tolist(), numbers.tolist(), strict=True))
+        told = ", ".join(f"{number:,} {state}" for state, number in counts.items())
+        rows.append(("segments", f"{len(table):,}: {told}" if told else "0"))
+        return markup.table("flowmap.Target", rows) + markup.bar(counts)
 
     @property
     def path(self) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import flowmap
+from flowmap.failures import failure_of
 from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -45,27 +46,27 @@ def test_reason_and_traceback_are_kept(target: Target) -> None:
     """Of the attempt that failed, and without what is told nowhere."""
     fail(target, password="tell nobody")
     row = target.status()[1]
-    kept = target.job.failure(1, row["attempt"])
+    kept = failure_of(target.job, 1, row["attempt"])
     assert kept is not None
     assert kept["reason"] == f"ValueError: {LONG}".strip()
     assert "in broken\n" in kept["traceback"]
     assert kept["traceback"].endswith(f"ValueError: {LONG}\n")
     text = Sidecar.of(target.path).failure(1).read_text()
     assert "tell nobody" not in text
-    assert target.job.failure(0, 1) is None
+    assert failure_of(target.job, 0, 1) is None
 
 
 def test_of_the_last_attempt(target: Target) -> None:
     """And of no other, nor of another job."""
     fail(target)
     fail(target, says="something else")
-    assert target.job.failure(1, 1) is None
-    kept = target.job.failure(1, 2)
+    assert failure_of(target.job, 1, 1) is None
+    kept = failure_of(target.job, 1, 2)
     assert kept is not None
     assert kept["reason"] == "ValueError: something else"
     anew = flowmap.allocate(target.path, 40, "<f8", segments=4, exist="overwrite")
     assert not Sidecar.of(target.path).failure(1).exists()
-    assert anew.job.failure(1, 2) is None
+    assert failure_of(anew.job, 1, 2) is None
 
 
 def test_long_message(target: Target) -> None:
@@ -79,7 +80,7 @@ def test_damaged(target: Target, text: str) -> None:
     """Is as good as none: the ledger has the line."""
     fail(target)
     Sidecar.of(target.path).failure(1).write_text(text)
-    assert target.job.failure(1, 1) is None
+    assert failure_of(target.job, 1, 1) is None
     assert target.status()["reason"][1].startswith("ValueError: the detector")
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flowmap import human
 from flowmap.dtypes import dtype_from_descr
+from flowmap.failures import failure_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -226,7 +227,7 @@ def failures(target: Target, table: NDArray[Any]) -> Table | None:
     shown = _list()
     bad = table[(table["state"] == "failed") | (table["state"] == "damaged")]
     for row in bad[:_SHOWN]:
-        kept = target.job.failure(int(row["index"]), int(row["attempt"]))
+        kept = failure_of(target.job, int(row["index"]), int(row["attempt"]))
         reason = kept["reason"] if kept is not None else str(row["reason"])
         reason = reason or "its bytes are not what was written"
         shown.add_row(Text(str(row["state"]), "red"), _name(row), Text(reason))
@@ -268,7 +269,7 @@ def details(target: Target, row: Any) -> Group:
         }
     if row["work"]:
         known["work"] = target.job.describe_work(str(row["work"]))
-    kept = target.job.failure(int(row["index"]), int(row["attempt"]))
+    kept = failure_of(target.job, int(row["index"]), int(row["attempt"]))
     if reason := (kept["reason"] if kept is not None else str(row["reason"])):
         known["reason"] = reason
     for name, text in known.items():

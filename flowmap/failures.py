@@ -1,0 +1,55 @@
+"""Why segments failed, kept whole: the ledger has room for a line."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+from flowmap.errors import cut, said
+from flowmap.sidecar import FORMAT, Sidecar
+from flowmap.storage import publish_json, read_json
+
+if TYPE_CHECKING:
+    from flowmap.job import Job
+
+_LONGEST: Final = 20_000  # characters of a traceback that are kept
+
+
+def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> None:
+    """Keep why an attempt at a segment failed, in place of what was kept of earlier ones.
+
+    Args:
+        job: The job.
+        index: Of the segment.
+        attempt: Its number.
+        error: What ended it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    document = {
+        "format": FORMAT,
+        "job": job.id,
+        "attempt": attempt,
+        "reason": said(error),
+        "traceback": cut("".join(traceback.format_exception(error)), _LONGEST),
+    }
+    publish_json(Sidecar.of(job.path).failure(index), document)
+
+
+def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:
+    """Return what was kept of an attempt at a segment: "reason" and "traceback"; None if nothing.
+
+    Args:
+        job: The job.
+        index: Of the segment.
+        attempt: Its number.
+    """
+    try:
+        found = read_json(Sidecar.of(job.path).failure(index))
+    except (OSError, ValueError):
+        return None
+    known = {"job": job.id, "attempt": attempt}
+    ours = all(found.get(name) == value for name, value in known.items())
+    texts = all(isinstance(found.get(name), str) for name in ("reason", "traceback"))
+    return found if ours and texts else None
