@@ -38,7 +38,7 @@ def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> 
 
 
 def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:
-    """Return what was kept of an attempt at a segment: "reason" and "traceback"; None if nothing.
+    """Return what was kept of an attempt at a segment: "reason" and "traceback", or None.
 
     Args:
         job: The job.
