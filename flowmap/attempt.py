@@ -31,6 +31,7 @@ from flowmap.errors import (
     said,
     told,
 )
+from flowmap.job import refuse_replaced
 from flowmap.records import REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (
@@ -114,6 +115,7 @@ class Attempt:
         Raises:
             ClaimLostError: Another attempt claimed it at the same moment.
             OtherJobError: The target was allocated anew meanwhile.
+            ForeignFileError: Its records were removed meanwhile.
             StorageError: The disk refused, or the seal is not this user's to lift.
         """
         before = self.before
@@ -135,6 +137,8 @@ class Attempt:
             sealing.lift(self.job)
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
+            # `clean` takes the records away, and looks for a claim then: one sees the other.
+            refuse_replaced(self.job)
         if not resume:
             return
         whole = self._take_over(

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.errors import FlowmapError, JobBusyError, storage_error
+from flowmap.errors import FlowmapError, JobBusyError, storage_error, told
 from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
 from flowmap.publication import remove_stale
@@ -160,6 +160,27 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
         with contextlib.suppress(RuntimeError):  # not begun yet: it will end at once
             thread.join()
         lease.end()
+
+
+def holder(job: Job) -> dict[str, Any] | None:
+    """Return who has the lease of a job.
+
+    Args:
+        job: The job.
+
+    Returns:
+        What `run.json` says ("name", "host", "pid", "began", "refreshed", ...), and under
+        "live" whether the lease still holds; None where there is none.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    path = Sidecar.of(job.path).run
+    with told("cannot read the lease of the run", path):
+        found = _read(path)
+    if found is None or found["job"] != job.id:
+        return None
+    return found | {"live": _is_live(found)}
 
 
 def _take(job: Job, document: dict[str, Any]) -> None:
