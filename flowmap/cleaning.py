@@ -25,6 +25,8 @@ from flowmap.errors import (
     JobBusyError,
     NotFoundError,
     NotValidatedError,
+    OtherJobError,
+    StorageError,
     storage_error,
     told,
 )
@@ -60,6 +62,7 @@ _OURS: Final = re.compile(
 """What flowmap puts into the folder of the records, private names included."""
 
 _LONGEST_NAME: Final = 255  # NAME_MAX of Linux and macOS
+_TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)  # of a rename to a folder with something in it
 
 
 def clean(
@@ -86,7 +89,7 @@ def clean(
             was not allocated by flowmap, or is clean already.
         NotFoundError: There is no target, or another call was faster.
         InvalidArgumentError, WrongTypeError: As in `export`.
-        OtherJobError: The target was allocated anew since it was opened.
+        OtherJobError: The target was allocated anew since it was opened, or meanwhile.
         DamagedJobError: The target, its header or its records are not what was allocated.
         LockTimeoutError: Another process held the header lock too long.
         StorageError: The folder cannot be removed, or the export not be written.
@@ -232,8 +235,19 @@ def _put_back(private: Path, folder: Path) -> None:
     """Give the folder its own name again, unless it is settled that the records go."""
     if not os.path.lexists(Sidecar(private).job):
         return
-    with told(f"the records are in {private.name} and cannot be put back; rename it", folder):
-        private.rename(folder)
+    doing = f"the records are in {private.name} and cannot be put back; rename that"
+    try:
+        with told(doing, folder):
+            private.rename(folder)
+    except StorageError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise OtherJobError(
+            f"{folder}: another job was allocated in the place of the one that was being "
+            f"cleaned. The records of that one are in {private.name}; the next clean removes "
+            "them.",
+            path=str(folder),
+        ) from error
     with contextlib.suppress(OSError):  # why they are put back is what matters
         sync_folder(folder.parent)
 
@@ -275,7 +289,7 @@ def _drop(private: Path) -> None:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in _TAKEN:
                 raise
             # Another call has made the lock again, and removes both.
         sync_folder(private.parent)
@@ -343,7 +357,7 @@ def _is_put_back(private: Path, path: Path) -> bool:
         private.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another job has the place now
+        if error.errno in _TAKEN:  # another job has the place now
             return False
         doing = f"cannot put the records back from {private.name}; rename it"
         raise storage_error(error, doing, folder) from error
