@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import getpass
 import os
@@ -23,6 +24,7 @@ from flowmap.errors import (
     FlowmapError,
     ForeignFileError,
     InvalidArgumentError,
+    NotFoundError,
     OtherJobError,
     StorageError,
     TargetExistsError,
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 
 Exist = Literal["resume", "error", "overwrite"]
 EXISTS = get_args(Exist)
+
+_TRIES = 3
+"""The folder of the records may be gone once it is locked, since `clean` removes it."""
 
 
 def allocate(
@@ -122,6 +127,14 @@ def allocate(
         arguments=arguments,
     )
     _check_folder(wanted.path)
+    for _ in range(1, _TRIES):
+        with contextlib.suppress(NotFoundError):
+            return _allocated(wanted)
+    return _allocated(wanted)
+
+
+def _allocated(wanted: _Wanted) -> Target:
+    """Attach to the job that is there, or make it."""
     sidecar = Sidecar.of(wanted.path)
     try:
         target = wanted.attach()

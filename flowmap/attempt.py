@@ -32,6 +32,7 @@ from flowmap.errors import (
     told,
 )
 from flowmap.failures import record_failure
+from flowmap.job import refuse_replaced
 from flowmap.records import REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (
@@ -115,6 +116,7 @@ class Attempt:
         Raises:
             ClaimLostError: Another attempt claimed it at the same moment.
             OtherJobError: The target was allocated anew meanwhile.
+            ForeignFileError: Its records were removed meanwhile.
             StorageError: The disk refused, or the seal is not this user's to lift.
         """
         before = self.before
@@ -136,6 +138,8 @@ class Attempt:
             sealing.lift(self.job)
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
+            # `clean` takes the records away, and looks for a claim then: one sees the other.
+            refuse_replaced(self.job)
         if not resume:
             return
         whole = self._take_over(

@@ -111,6 +111,10 @@ class DamagedJobError(FlowmapError, ValueError):
     """The target, its header or its records are not what was allocated."""
 
 
+class NotValidatedError(FlowmapError, ValueError):
+    """The target was not validated, or something of it was changed since."""
+
+
 class SegmentDoneError(FlowmapError, ValueError):
     """The segment is done, with other bytes than those given."""
 

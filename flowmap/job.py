@@ -202,7 +202,8 @@ class Job:
             return Ledger(path, self.id, len(self.plan), write=write)
         except DamagedJobError:
             refuse_replaced(self)
-            raise
+        # The job is there: so is its ledger, where `clean` had it away for a moment.
+        return Ledger(path, self.id, len(self.plan), write=write)
 
     def record_work(self, work: Work) -> None:
         """Keep what the fingerprint of a work stands for, once."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import stat
+import time
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import LockTimeoutError, StorageError, storage_error
+from flowmap.errors import LockTimeoutError, NotFoundError, StorageError, storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 
 TIMEOUT: Final = 60.0
 """Seconds to wait: reserving a large file on a slow disk takes some of them."""
+
+_PAUSE: Final = 0.05
+"""Seconds between two tries."""
+
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
@@ -24,40 +31,74 @@ def header_lock(sidecar: Path, timeout: float = TIMEOUT) -> Iterator[None]:
     It is `flock(2)` on `header.lock`, a file that stays: it goes with its process, however
     that ends. It does not stop a program that does not ask for it.
 
+    Cleaning takes the folder away with the lock in it. So the lock counts only if its file is
+    still at its name: whoever waited meanwhile must not work beside the holder of the next one.
+    The folder is never made here.
+
     Args:
         sidecar: The folder beside the target, which must exist.
         timeout: Seconds to wait for it.
 
     Raises:
         LockTimeoutError: Somebody else held it all that time.
+        NotFoundError: There is no such folder, or not any more.
         StorageError: The lock cannot be made here, something else has its name, or the file
             system has none.
     """
-    # Imported late: filelock brings asyncio, which would double the time of import flowmap.
-    from filelock import FileLock, Timeout  # noqa: PLC0415
-
     path = sidecar / "header.lock"
+    until = time.monotonic() + timeout
     _refuse_odd(path)
-    lock = FileLock(path, timeout=timeout, fallback_to_soft=False, preserve_lock_file=True)
+    while True:
+        with _held(path) as held:
+            if held:
+                yield
+                return
+        if time.monotonic() >= until:
+            raise LockTimeoutError(
+                f"The header lock {path} was held by another process for {timeout:g} s. It is "
+                "held for milliseconds while a target is allocated or a run begins: see which "
+                f"process has it (fuser {path}), and try again.",
+                path=str(path),
+            )
+        time.sleep(min(_PAUSE, max(until - time.monotonic(), 0)))
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Try to lock a file, which is made if need be, for a `with` block.
+
+    Yields:
+        Whether it is locked, and still at its name.
+    """
+    # Imported late: filelock brings asyncio, which would double the time of import flowmap.
+    from filelock import lock_descriptor, unlock_descriptor  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = _open(path)
+            stack.callback(os.close, descriptor)
+            held = lock_descriptor(descriptor, blocking=False)
+            if held:  # given back by name: a child forked meanwhile has the descriptor, too
+                stack.callback(unlock_descriptor, descriptor)
+                held = os.path.samestat(os.fstat(descriptor), path.lstat())
+        except FileNotFoundError as error:
+            message = "the folder of the records is gone; see whether the target was cleaned"
+            raise NotFoundError(errno.ENOENT, message, str(path.parent)) from error
+        except OSError as error:
+            doing = "cannot take the header lock"
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                doing = f"{doing}; the file system must support flock(2)"
+            raise storage_error(error, doing, path) from error
+        yield held
+
+
+def _open(path: Path) -> int:
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise LockTimeoutError(
-            f"The header lock {path} was held by another process for {timeout:g} s. It is "
-            "held for milliseconds while a target is allocated or a run begins: see which "
-            f"process has it (fuser {path}), and try again.",
-            path=str(path),
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        cause = error if isinstance(error, OSError) else OSError(errno.ENOLCK, str(error))
-        doing = "cannot take the header lock"
-        if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
-            doing = f"{doing}; the file system must support flock(2)"
-        raise storage_error(cause, doing, path) from error
-    try:
-        yield
-    finally:
-        lock.release()
+        return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+    except (
+        FileExistsError
+    ):  # without O_CREAT, which a sticky folder refuses to all but the owner
+        return os.open(path, _FLAGS)
 
 
 def _refuse_odd(path: Path) -> None:

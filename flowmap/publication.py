@@ -9,7 +9,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import ForeignFileError, TargetExistsError, storage_error
+from flowmap.errors import ForeignFileError, NotFoundError, TargetExistsError, storage_error
 from flowmap.ledger import create_ledger
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import (
@@ -46,11 +46,15 @@ def make_folder(folder: Path) -> None:
 
     Raises:
         ForeignFileError: Something else has its name.
+        NotFoundError: It was there, and was removed meanwhile.
         StorageError: It cannot be made.
     """
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError as error:
+        if not os.path.lexists(folder):
+            message = "the folder of the records is gone; see whether the target was cleaned"
+            raise NotFoundError(errno.ENOENT, message, str(folder)) from error
         raise ForeignFileError(
             f"{folder}, where the records go, is there and is no folder. Move it away.",
             path=str(folder),

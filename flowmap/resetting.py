@@ -63,6 +63,8 @@ def reset(
             finally:
                 sealing.lift(job)
                 ledger.sync()
+        # `clean` takes the records away, and looks for a claim then: one sees the other.
+        refuse_replaced(job)
     except OSError as error:
         if isinstance(error, FlowmapError):
             raise

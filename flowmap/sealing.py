@@ -12,7 +12,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.errors import storage_error, told
+from flowmap.errors import NotValidatedError, storage_error, told
+from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from flowmap.job import Job
+    from flowmap.target import Target
 
 _MODE: Final = 0o7777  # all that `stat.S_IMODE` gives
 _WRITE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -69,21 +73,6 @@ def put(
     return True, notes
 
 
-def seal_of(job: Job) -> dict[str, Any] | None:
-    """Return what the seal of a job says: its digest, when and where; None where it has none.
-
-    Raises:
-        StorageError: It cannot be read.
-    """
-    path = Sidecar.of(job.path).seal
-    with told("cannot read the seal", path):
-        try:
-            seal = read_json(path)
-        except (FileNotFoundError, NotRegularError, ValueError):
-            return None
-    return seal if seal.get("job") == job.id and isinstance(seal.get("digest"), str) else None
-
-
 def lift(job: Job) -> None:
     """Give the target its permissions back and remove the seal, durably, if it has one.
 
@@ -111,6 +100,53 @@ def lift(job: Job) -> None:
     with told("cannot remove the seal", path):
         path.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def seal_of(job: Job) -> dict[str, Any] | None:
+    """Return what the seal of a job says; None where it has none, or one that is damaged."""
+    seal = _read(Sidecar.of(job.path).seal)
+    ours = seal.get("job") == job.id and isinstance(seal.get("digest"), str)
+    return seal if ours else None
+
+
+def digest_if_done(status: NDArray[Any]) -> str | None:
+    """Return the digest of the whole, as in `records.digest_of`, if every segment is done.
+
+    Args:
+        status: What `Target.status` returned.
+    """
+    if (status["state"] != "done").any():
+        return None
+    rows = status[["index", "start", "stop", "digest"]].tolist()
+    return digest_of(
+        SegmentRecord(index, start, stop, digest=digest) for index, start, stop, digest in rows
+    )
+
+
+def proven(target: Target) -> dict[str, Any]:
+    """Return the seal of a target that was validated, and whose records are as they were then.
+
+    The bytes are not read again.
+
+    Raises:
+        NotValidatedError: It has no whole seal, a segment is not done, or they have other
+            digests than were sealed.
+        OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
+            `Target.status`.
+    """
+    status = target.status()
+    # After the ledger, since a seal is lifted before a segment is claimed.
+    seal = seal_of(target.job)
+    left = int((status["state"] != "done").sum())
+    if left:
+        why = f"{left} of {len(status)} segments are not done; run the job, and validate it"
+    elif seal is None:
+        why = "there is no whole seal beside it; validate it first"
+    elif seal["digest"] != digest_if_done(status):
+        why = "its segments have other digests than were sealed; validate it again"
+    else:
+        return seal
+    raise NotValidatedError(f"{target.path} is not validated: {why}.", path=str(target.path))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -67,22 +67,29 @@ class Sidecar:
         return self.folder / f"work-{fingerprint}.json"
 
 
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a target, its folder's links resolved, its own name not.
+def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".npy") -> Path:
+    """Return the absolute path of a file, its folder's links resolved, its own name not.
+
+    Args:
+        path: Of a target, or of another file.
+        name: Of the argument, for messages.
+        suffix: Of the file, for messages.
 
     Raises:
         WrongTypeError: It is no path.
         InvalidArgumentError: No file can have this path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"path is {short(path)}; it takes the name of a .npy file.")
+        raise WrongTypeError(f"{name} is {short(path)}; it takes the name of a {suffix} file.")
     try:
         text = os.fsdecode(path)
         possible = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         possible = False
     if not possible or Path(text).name in ("", ".."):
-        raise InvalidArgumentError(f"path is {short(path)}; it takes the name of a .npy file.")
+        raise InvalidArgumentError(
+            f"{name} is {short(path)}; it takes the name of a {suffix} file."
+        )
     given = Path(text)
     try:
         return Path(os.path.realpath(given.parent)) / given.name

@@ -265,6 +265,12 @@ def mark_job(descriptor: int, job: str) -> None:
             os.setxattr(descriptor, _MARK, job.encode())
 
 
+def unmark_job(descriptor: int) -> None:
+    """Remove what `mark_job` noted."""
+    if hasattr(os, "removexattr"):
+        os.removexattr(descriptor, _MARK)
+
+
 def job_mark(descriptor: int) -> str | None:
     """Return the id of the job that a file was made for; None where that is not known."""
     if hasattr(os, "getxattr"):
@@ -305,7 +311,7 @@ def staged_json(path: Path, document: dict[str, Any]) -> Iterator[Path]:
     Yields:
         The private name, in the same folder. It is removed if the block fails.
     """
-    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1)
+    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1) + "\n"
     if len(text) > _LONGEST_JSON:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

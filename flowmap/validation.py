@@ -311,6 +311,7 @@ class _Validation:
             for record in same:
                 Claim(ledger, record, record.work, state=state)
             ledger.sync()
+        refuse_replaced(self.job)  # as in `reset`
         return [self.segments[record.index] for record in same]
 
     def _seal(self, digest: str, records: list[SegmentRecord]) -> tuple[bool, list[str]]:

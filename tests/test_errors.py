@@ -36,6 +36,7 @@ RESEMBLED: dict[str, tuple[type[Exception], ...]] = {
     "OtherJobError": (FileExistsError, ValueError),
     "OtherWorkError": (ValueError,),
     "DamagedJobError": (ValueError,),
+    "NotValidatedError": (ValueError,),
     "SegmentDoneError": (ValueError,),
     "ClaimLostError": (RuntimeError,),
     "StoppedError": (RuntimeError,),
