@@ -33,12 +33,15 @@ from flowmap.errors import (
 )
 from flowmap.job import DURABILITIES, Durability, Job
 from flowmap.locks import header_lock
+from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
 from flowmap.npy import Layout, header_digest
 from flowmap.publication import make_folder, publish, remove_stale
 from flowmap.root import rooted
 from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.sidecar import Sidecar, absolute
-from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
+from flowmap.storage import (
+    PAGE,
+)
 from flowmap.target import Target, open_target
 from flowmap.work import Work, describe
 

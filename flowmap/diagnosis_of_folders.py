@@ -20,11 +20,10 @@ from flowmap import human
 from flowmap.errors import FlowmapError
 from flowmap.findings import Finding, guarded, refused
 from flowmap.locks import header_lock
+from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system
 from flowmap.storage import (
-    NETWORK_FILE_SYSTEMS,
     PAGE,
     created,
-    file_system,
     job_mark,
     link,
     mark_job,

@@ -17,9 +17,12 @@ from flowmap.errors import FlowmapError, ForeignFileError
 from flowmap.findings import Finding, guarded, refused
 from flowmap.job import read_job
 from flowmap.lease import holder
+from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
 from flowmap.records import FINISHED
 from flowmap.sidecar import absolute
-from flowmap.storage import NETWORK_FILE_SYSTEMS, PAGE, file_system_type
+from flowmap.storage import (
+    PAGE,
+)
 from flowmap.target import Target, open_target
 
 if TYPE_CHECKING:

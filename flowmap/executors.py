@@ -25,8 +25,8 @@ from flowmap.errors import (
     short,
 )
 from flowmap.lease import leased
+from flowmap.machine import available_cpus
 from flowmap.stopping import refuse_if_asked, stoppable
-from flowmap.storage import available_cpus
 from flowmap.target import Target, open_target
 from flowmap.work import Work, describe
 from flowmap.workers import Processes, Threads

@@ -31,11 +31,11 @@ from flowmap.errors import (
     told,
 )
 from flowmap.estimates import Measured, Pending, Pilot, Room
+from flowmap.machine import available_cpus
 from flowmap.segments import Block
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (
     CHUNK,
-    available_cpus,
     start_writeback,
     sync_data,
     write_all,

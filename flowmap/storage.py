@@ -33,9 +33,6 @@ PAGE: Final = 4096
 CHUNK: Final = 1 << 20
 """Bytes read or computed at once where the choice is free: stays in the cache (measured)."""
 
-NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
-"""Where two clients that write different bytes of one page lose data (measured for NFS)."""
-
 _LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
@@ -375,31 +372,3 @@ def parsed_json(text: bytes) -> dict[str, Any]:
 def _checksum(document: dict[str, Any]) -> str:
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64_hexdigest(canonical.encode())
-
-
-def file_system_type(path: str | os.PathLike[str]) -> str | None:
-    """Return the type of the file system that holds `path` ("ext4", "nfs4"), if known."""
-    return None if (found := file_system(path)) is None else found[0]
-
-
-def file_system(path: str | os.PathLike[str]) -> tuple[str, frozenset[str]] | None:
-    """Return type and options of the file system that holds `path`, if known."""
-    device = Path(path).stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        table = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
-    except OSError:  # not Linux
-        return None
-    for line in table.splitlines():
-        mount, _, source = line.partition(" - ")  # proc(5)
-        if mount.split()[2] == wanted:
-            kind, *_, options = source.split()
-            return kind, frozenset(options.split(","))
-    return None
-
-
-def available_cpus() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -23,8 +23,11 @@ from flowmap.errors import (
     StorageError,
     WrongTypeError,
 )
+from flowmap.machine import available_cpus
 from flowmap.segments import Segment
-from flowmap.storage import PAGE, available_cpus
+from flowmap.storage import (
+    PAGE,
+)
 from flowmap.target import Target, open_target
 from flowmap.validation import validate
 from flowmap.work import Work

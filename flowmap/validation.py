@@ -25,13 +25,13 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.job import Job, refuse_replaced
+from flowmap.machine import available_cpus
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment
 from flowmap.stopping import refuse_if_asked
 from flowmap.storage import (
     CHUNK,
-    available_cpus,
     drop_cached,
     open_existing,
     read_into,

@@ -30,7 +30,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.urls import url_for
 
 import flowmap
-from flowmap.storage import available_cpus
+from flowmap.machine import available_cpus
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -399,8 +399,8 @@ class TestBadArguments:
 
     def test_file_system_type(self, tmp_path: Path) -> None:
         """The kind of a file system is found where the system tells, and never guessed."""
-        assert flowmap.storage.file_system_type("/proc") == "proc"
-        assert flowmap.storage.file_system_type(tmp_path) not in ("nfs", "proc")
+        assert flowmap.machine.file_system_type("/proc") == "proc"
+        assert flowmap.machine.file_system_type(tmp_path) not in ("nfs", "proc")
 
 
 class TestSomethingThere:

@@ -26,8 +26,12 @@ import flowmap
 from flowmap import diagnosis_of_folders, doctor
 from flowmap.findings import Finding
 from flowmap.lease import holder, leased
+from flowmap.machine import file_system_type
 from flowmap.sidecar import Sidecar
-from flowmap.storage import file_system_type, publish_json, read_json
+from flowmap.storage import (
+    publish_json,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,9 +29,12 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.estimates import Pending
+from flowmap.machine import available_cpus
 from flowmap.pilot import Pilot, pilot
 from flowmap.sidecar import Sidecar
-from flowmap.storage import available_cpus, buffer_of
+from flowmap.storage import (
+    buffer_of,
+)
 from flowmap.work import Work
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 import flowmap
 from flowmap.errors import FillerError, StoppedError, ValidationFailed, WrongTypeError
-from flowmap.storage import available_cpus
+from flowmap.machine import available_cpus
 
 if TYPE_CHECKING:
     from pathlib import Path
