@@ -39,10 +39,10 @@ from flowmap.sidecar import Sidecar, absolute
 from flowmap.storage import (
     NotRegularError,
     job_mark,
+    mark_job,
     opened,
     read_json,
     sync_folder,
-    unmark_job,
 )
 from flowmap.target import open_target
 
@@ -274,7 +274,7 @@ def _unmark(path: Path, job: str) -> None:
         if closed:
             os.fchmod(target, mode | stat.S_IWUSR)
         try:
-            unmark_job(target)
+            mark_job(target, None)
         finally:
             if closed:
                 os.fchmod(target, mode)

@@ -171,7 +171,7 @@ def export(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> dict[s
     document = record_of(path)
     earlier = _earlier(place)
     try:
-        with staged_json(place, document) as private:
+        with staged_json(place, document, end="\n") as private:
             if earlier:
                 private.rename(place)
             else:  # what appeared meanwhile is not replaced

@@ -255,17 +255,14 @@ def _done(name: str, *arguments: Any) -> bool:
     return False
 
 
-def mark_job(descriptor: int, job: str) -> None:
-    """Note the id of its job in a file's extended attributes, where there are any."""
+def mark_job(descriptor: int, job: str | None) -> None:
+    """Note the id of a file's job in its extended attributes, where there are any; None: no id."""
     if hasattr(os, "setxattr"):
         with contextlib.suppress(OSError):
-            os.setxattr(descriptor, _MARK, job.encode())
-
-
-def unmark_job(descriptor: int) -> None:
-    """Remove what `mark_job` noted."""
-    if hasattr(os, "removexattr"):
-        os.removexattr(descriptor, _MARK)
+            if job is None:
+                os.removexattr(descriptor, _MARK)
+            else:
+                os.setxattr(descriptor, _MARK, job.encode())
 
 
 def job_mark(descriptor: int) -> str | None:
@@ -298,17 +295,18 @@ def link(private: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_json(path: Path, document: dict[str, Any]) -> Iterator[Path]:
+def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator[Path]:
     """Write a document durably under a private name, for a `with` block to rename.
 
     Args:
         path: What the block renames it to; its folder must exist.
         document: JSON values; a checksum is added.
+        end: What follows it in the file.
 
     Yields:
         The private name, in the same folder. It is removed if the block fails.
     """
-    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1) + "\n"
+    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1) + end
     if len(text) > _LONGEST_JSON:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -14,6 +14,7 @@ from flowmap.errors import (
     LockTimeoutError,
     MissingExtraError,
     NotFoundError,
+    NotValidatedError,
     OtherWorkError,
     SegmentDoneError,
     TargetExistsError,
@@ -50,7 +51,7 @@ _LATER = (JobBusyError, LockTimeoutError)
 _REFUSED = (
     *(InvalidArgumentError, WrongTypeError, MissingExtraError),
     *(TargetExistsError, NotFoundError, AccessDeniedError),
-    *(OtherWorkError, SegmentDoneError),
+    *(OtherWorkError, SegmentDoneError, NotValidatedError),
 )
 
 

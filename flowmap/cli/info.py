@@ -47,7 +47,7 @@ def _table(record: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bright_black", no_wrap=True)
     table.add_column(overflow="fold")
-    segments = human.count(summary["segments"])
+    segments = human.count(len(record["segments"]))
     order = ", Fortran order" if job["fortran_order"] else ""
     rows: list[tuple[str, str]] = [
         (

@@ -425,6 +425,101 @@ def test_durability_end(command: Command) -> None:
     assert command("status", "out.npy").code == 0
 
 
+def test_info(command: Command, folder: Path) -> None:
+    """Who filled it, with what, where and when; in a file it outlives the records."""
+    command("alloc", "out.npy", "--shape", "40,2", "--dtype", "<i4", "--segments", "4")
+    said = command("info", "out.npy")
+    assert said.code == 0
+    assert "state       incomplete, 0 of 4 segments done" in said.out
+    words = ["--filler", "random", "--arguments", '{"seed": 7}']
+    command("fill", "out.npy", *words)
+    command("validate", "out.npy")
+    said = command("info", "out.npy", "--export", "out.json")
+    assert said.code == 0
+    digest = flowmap.validate("out.npy").digest
+    for text in (
+        "out.npy\n",
+        "state       valid, 4 of 4 segments done",
+        "shape       (40, 2)",
+        "dtype       int32",
+        "filler      flowmap.fillers:random version 1",
+        "arguments   seed=7",
+        f"hosts       {os.uname().nodename}",
+        f"digest      {digest} (xxh3_128)",
+        f"versions    flowmap {flowmap.__version__}, NumPy {np.__version__}",
+        "Written to out.json.",
+    ):
+        assert text in said.out
+    assert json.loads((folder / "out.json").read_text())["summary"]["digest"] == digest
+    document = command("info", "out.npy", "--json").json
+    assert [row["state"] for row in document["segments"]] == ["done"] * 4
+    said = command("clean", "out.npy", "--checksum")
+    assert (said.code, said.err) == (0, "")
+    assert "Written: " in said.out
+    assert "Removed: " in said.out
+    assert subprocess.run(["sha256sum", "-c", "--quiet", "out.npy.sha256"], check=True)
+    assert not (folder / "out.npy.flowmap").exists()
+    assert command("info", "out.npy").code == 2
+    kept = command("info", "out.json")
+    assert kept.code == 0
+    assert f"digest      {digest} (xxh3_128)" in kept.out
+    assert command("info", "out.json", "--json").json["summary"]["state"] == "valid"
+
+
+def test_clean_wants_a_validation(command: Command, folder: Path) -> None:
+    """What is not proven keeps its records; a program is told what was removed."""
+    command("alloc", "out.npy", "--shape", "40", "--segments", "4", "--filler", "arange")
+    command("fill", "out.npy")
+    said = command("clean", "out.npy")
+    assert said.code == 2
+    assert "is not validated" in said.err
+    assert command("clean", "out.npy", "--checksum").code == 2
+    assert not (folder / "out.npy.sha256").exists()
+    command("validate", "out.npy")
+    said = command("clean", "out.npy", "--export", "out.json", "--json")
+    assert said.code == 0
+    assert said.json == {
+        "removed": [str(folder / "out.npy.flowmap")],
+        "written": ["out.json"],
+    }
+    assert sorted(entry.name for entry in folder.glob("out*")) == ["out.json", "out.npy"]
+
+
+def test_doctor(command: Command, folder: Path) -> None:
+    """Says what it looked at, and what is wrong, with the line that mends it."""
+    command("alloc", "out.npy", "--shape", "40")
+    said = command("doctor", "out.npy")
+    assert said.code == 0
+    assert "ok    lock" in said.out
+    assert "No trouble was found." in said.out
+    said = command("doctor", "none/out.npy")
+    assert said.code == 1
+    assert "trouble  folder" in said.out
+    assert "Troubles found: 1." in said.out
+    document = command("doctor", "none/out.npy", "--json").json
+    assert document["troubles"] == 1
+    (trouble,) = [each for each in document["findings"] if each["level"] == "trouble"]
+    assert trouble["name"] == "folder"
+    assert trouble["remedy"]
+
+
+def test_pilot(command: Command, folder: Path) -> None:
+    """One block tells how long all will take; nothing of it is kept."""
+    command("alloc", "out.npy", "--shape", "4000", "--segments", "4", "--filler", "arange")
+    before = (folder / "out.npy").read_bytes()
+    said = command("fill", "out.npy", "--pilot", "--workers", "3")
+    assert said.code == 0
+    assert "One block of 1,000 rows" in said.out
+    assert "4,000 rows are pending, in 4 segments" in said.out
+    assert (folder / "out.npy").read_bytes() == before
+    assert len(flowmap.open_target("out.npy").pending()) == 4
+    assert "table" in command("fill", "out.npy", "--pilot", "--json").json
+    command("fill", "out.npy")
+    said = command("fill", "out.npy", "--pilot")
+    assert said.code == 2
+    assert "is pending" in said.err
+
+
 def test_zero_rows(command: Command) -> None:
     """Have no segments, and are done."""
     assert command("alloc", "out.npy", "--shape", "0,3").code == 0
