@@ -256,7 +256,7 @@ def _done(name: str, *arguments: Any) -> bool:
 
 
 def mark_job(descriptor: int, job: str | None) -> None:
-    """Note the id of a file's job in its extended attributes, where there are any; None: no id."""
+    """Note the id of a file's job, or that it has none, in its extended attributes."""
     if hasattr(os, "setxattr"):
         with contextlib.suppress(OSError):
             if job is None:
