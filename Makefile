@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest campaign bench clean
+.PHONY: run test lint types layers pytest campaign bench session clean
 
 run: .venv/run.ready
 	$(BIN)/python flows/parameter_sweep.py
@@ -50,6 +50,10 @@ campaign-%: .venv/test.ready
 .venv/bench.ready: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP_INSTALL) -e '.[bench]'
 	touch $@ .venv/run.ready
+
+# Records the picture of a session that the README shows, from a real one.
+session: .venv/test.ready
+	PYTHONPATH=tests $(BIN)/python tests/cli/session.py docs/session.svg
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,12 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from cli.terminal import Terminal
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-from cli.terminal import Terminal
 
 COLUMNS: Final = 88
 
@@ -37,6 +35,9 @@ _FRAME: Final = re.compile(r"(?:\r?\x1b\[2K(?:\x1b\[1A)?)+")
 """What a live display sends before it draws itself again."""
 
 _HALF: Final = re.compile(r" [456]\d %")
+
+_WITHOUT_FONTS: Final = re.sub(r"@font-face {{.*?}}\n", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+"""A picture that fetches nothing."""
 
 _CURSOR: Final = re.compile(r"\x1b\[\?25[lh]|\r")
 
@@ -71,7 +72,7 @@ def main() -> None:
             with Terminal(words.split(), folder, COLUMNS) as terminal:
                 terminal.code()
                 say(f"flowmap {words}", shown(terminal).replace(f"{folder}/", ""))
-    console.save_svg(sys.argv[1], title="flowmap")
+    console.save_svg(sys.argv[1], title="flowmap", code_format=_WITHOUT_FONTS)
 
 
 if __name__ == "__main__":
