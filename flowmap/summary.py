@@ -98,9 +98,9 @@ class Summary:
         )
 
     @property
-    def is_done(self) -> bool:
-        """Whether every segment is done."""
-        return self.state in ("valid", "done")
+    def is_filled(self) -> bool:
+        """Whether nothing is left to compute; what is written, validation syncs."""
+        return self.counts["done"] + self.counts["written"] == self.segments
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON values."""

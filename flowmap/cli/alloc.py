@@ -5,7 +5,7 @@ from typing import Any
 
 from flowmap.alloc import Exist, allocate
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import say, say_json
+from flowmap.cli.output import quoted, say, say_json
 from flowmap.cli.parameters import (
     Arguments,
     AsJson,
@@ -81,8 +81,8 @@ def alloc(
     done = summary.counts["done"]
     attached = f"Attached, {done} of {summary.segments} segments are done"
     say(f"{'Allocated' if new else attached}: {described(summary)}")
-    if not summary.is_done:
+    if not summary.is_filled:
         pinned: Any = target.job.work
         which = "" if pinned else " --filler FILE.py:FUNCTION"
-        say(f"Next: flowmap fill {path}{which}")
+        say(f"Next: flowmap fill {quoted(path)}{which}")
     return Exit.DONE

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowmap.cli.capturing import Captured
+from flowmap.cli.output import PLAIN
 from flowmap.cli.picture import Pace, bar, progress_of, speed_of
 from flowmap.errors import FlowmapError
 from flowmap.summary import Summary
@@ -53,7 +54,7 @@ class Display:
             terminal = stack.enter_context(
                 os.fdopen(os.dup(captured.terminal()), "w", buffering=1)
             )
-            console = Console(file=terminal, highlight=False, force_terminal=True)
+            console = Console(file=terminal, force_terminal=True, **PLAIN)
             live = Live(console=console, auto_refresh=False, transient=True)
             self._live = stack.enter_context(live)
             self._thread.start()

@@ -12,7 +12,7 @@ from flowmap import human
 from flowmap.cli.choosing import SegmentNames, chosen_segments
 from flowmap.cli.display import Display
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import err, say, say_json
+from flowmap.cli.output import err, quoted, say, say_json
 from flowmap.cli.parameters import Arguments, AsJson, FillerName, Flag, Quiet, TargetPath
 from flowmap.errors import FlowmapError, InvalidArgumentError
 from flowmap.executors import failed, refuse_other_work
@@ -134,8 +134,7 @@ def _tell_of_interrupt(target: Target) -> None:
     summary = Summary.of(target)
     err().print(
         f"Stopped. {summary.counts['done']} of {summary.segments} segments are done, and what "
-        "others have is kept; the same command goes on from there.",
-        markup=False,
+        "others have is kept; the same command goes on from there."
     )
 
 
@@ -168,4 +167,4 @@ class _Result:
         state = "" if rows else "Nothing to do: "
         say(f"{state}{ready} of {summary.segments} segments of {path} are done.")
         if chosen is None and summary.state != "valid":
-            say(f"Next: flowmap validate {path}")
+            say(f"Next: flowmap validate {quoted(path)}")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
+
+PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False, "emoji": False}
+"""Texts are taken as they are: paths and what users wrote, too."""
 
 
 def out(*, wrap: bool = False) -> Console:
@@ -19,19 +25,24 @@ def out(*, wrap: bool = False) -> Console:
     Args:
         wrap: Whether lines are broken between words, as only people want them.
     """
-    return Console(highlight=False, soft_wrap=not wrap)
+    return Console(soft_wrap=not wrap, **PLAIN)
 
 
 def err() -> Console:
     """Return the console of errors and of progress."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, soft_wrap=True, **PLAIN)
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def say(*parts: RenderableType) -> None:
-    """Tell people what a command is asked for; texts are taken as they are."""
+    """Tell people what a command is asked for."""
     console = out()
     for part in parts:
-        console.print(part, markup=False)
+        console.print(part)
 
 
 def say_json(document: dict[str, Any]) -> None:

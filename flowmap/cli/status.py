@@ -9,7 +9,7 @@ from rich.live import Live
 
 from flowmap.cli.choosing import SegmentNames, chosen_segments
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import out, say, say_json
+from flowmap.cli.output import out, quoted, say, say_json
 from flowmap.cli.parameters import AsJson, TargetPath, Watch
 from flowmap.cli.picture import (
     Pace,
@@ -91,7 +91,7 @@ def _watch(target: Target, path: Path, interval: float) -> Exit:
             elif (line := ", ".join(map(str, headlines(path, summary)))) != told:
                 told = line
                 say(line)
-            if summary.is_done and summary.run is None:
+            if summary.is_filled and summary.run is None:
                 return _CODES[summary.state]
             # Of a ledger of 40 MB, on a slow disk, not all the time.
             time.sleep(max(interval, 10 * (time.monotonic() - began)))
@@ -114,8 +114,8 @@ def _picture(
 def _advice(path: Path, summary: Summary) -> list[str]:
     if summary.state == "valid":
         return []
-    if summary.state == "done" or summary.counts["written"] == summary.segments:
-        return [f"Next: flowmap validate {path}"]
     if summary.state == "running":
-        return [f"To watch it: flowmap status {path} --watch"]
-    return [f"To fill what is missing: flowmap fill {path}"]
+        return [f"To watch it: flowmap status {quoted(path)} --watch"]
+    if summary.is_filled:
+        return [f"Next: flowmap validate {quoted(path)}"]
+    return [f"To fill what is missing: flowmap fill {quoted(path)}"]

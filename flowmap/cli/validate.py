@@ -3,7 +3,7 @@
 from typing import Any
 
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import say, say_json
+from flowmap.cli.output import quoted, say, say_json
 from flowmap.cli.parameters import AsJson, Flag, TargetPath
 from flowmap.report import ValidationReport
 from flowmap.summary import Summary
@@ -40,7 +40,7 @@ def validate(
     else:
         say(str(report))
         if report.marked or code == Exit.INCOMPLETE:
-            say(f"To fill what is missing: flowmap fill {path}")
+            say(f"To fill what is missing: flowmap fill {quoted(path)}")
     return code
 
 

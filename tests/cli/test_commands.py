@@ -520,6 +520,18 @@ def test_pilot(command: Command, folder: Path) -> None:
     assert "is pending" in said.err
 
 
+def test_odd_names(command: Command) -> None:
+    """Paths are shown as they are, and in lines to be pasted as a shell takes them."""
+    name = "a [bold]b :smile: c.npy"
+    said = command("alloc", name, "--shape", "40", "--segments", "4", "--filler", "arange")
+    assert f"/{name}, shape (40,)" in said.out
+    assert f"Next: flowmap fill '{name}'\n" in said.out
+    said = command("status", name)
+    assert f"{name}: incomplete\n" in said.out
+    assert f"flowmap fill '{name}'\n" in said.out
+    assert f"of {name} are done" in command("fill", name).out
+
+
 def test_zero_rows(command: Command) -> None:
     """Have no segments, and are done."""
     assert command("alloc", "out.npy", "--shape", "0,3").code == 0

@@ -122,6 +122,15 @@ def test_watching_is_left_by_ctrl_c(folder: Path) -> None:
         assert "Traceback" not in watching.text
 
 
+def test_watching_what_validation_is_to_sync(folder: Path) -> None:
+    """Ends when all is written, though nothing is done before it is validated."""
+    target = flowmap.allocate(folder / "out.npy", 20, "<f8", segments=5, durability="end")
+    flowmap.fill(target, "arange", executor="threads")
+    with Terminal(["status", "out.npy", "--watch"], folder) as watching:
+        assert watching.code() == 3
+        assert "5 segments: 5 written" in watching.text
+
+
 def test_watched_off_a_terminal(folder: Path) -> None:
     """A line for each change."""
     allocate(folder, 20, 10)
