@@ -284,9 +284,10 @@ class Battle:
         assert self.allocate().id == self.target.id
         names = {entry.name for entry in Sidecar.of(self.path).folder.iterdir()}
         works = {name for name in names if name.startswith("work-")}
+        failures = {name for name in names if name.startswith("failure-")}
         private = {name for name in names if name.startswith(".")}
         assert len(works) <= 1
-        assert names - works - private <= KEPT
+        assert names - works - failures - private <= KEPT
         assert self.killed or not private
         self.count("jobs that were battered, and are right in the end")
 

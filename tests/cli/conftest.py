@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FILLERS = """
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def slow(out, block, seconds=0.05):
 
 @flowmap.filler
 def talkative(out, block):
-    print(f"row {block.start} says hello [bold]", flush=True)
+    # In one write: print() makes two, between which another worker's may come.
+    sys.stdout.write(f"row {block.start} says hello [bold]\\n")
+    sys.stdout.flush()
     os.write(2, b"and on stderr\\n")
     time.sleep(0.1)
     out[...] = 1

@@ -268,7 +268,6 @@ def test_what_is_no_file_of_flowmaps_is_harmless(
         ("links are followed", "link to what was there", f"{PLACES[1]}/ledger.npy", "seal"),
         ("pipes are waited for", "pipe", "a.npy", "validate"),
         ("pipes are waited for", "pipe", f"{PLACES[1]}/job.json", "open_target"),
-        ("no look at the job of a lease", "dangling link", PLACES[1], "lease"),
         ("no look at the job of a lease", "link to a folder", PLACES[1], "lease"),
     ],
 )
