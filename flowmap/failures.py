@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 20_000  # characters of a traceback that are kept
 
+_CALLERS: Final = frozenset({"flowmap.write", "flowmap.work"})
+"""The modules that call a filler: what failed is not in these."""
+
 
 def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> None:
     """Keep why an attempt at a segment failed, in place of what was kept of earlier ones.
@@ -32,9 +35,17 @@ def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> 
         "job": job.id,
         "attempt": attempt,
         "reason": said(error),
-        "traceback": cut("".join(traceback.format_exception(error)), _LONGEST),
+        "traceback": cut("".join(_lines(error)), _LONGEST),
     }
     publish_json(Sidecar.of(job.path).failure(index), document)
+
+
+def _lines(error: BaseException) -> list[str]:
+    """Return the lines of a traceback, from where the filler was called."""
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_globals.get("__name__") in _CALLERS:
+        found = found.tb_next
+    return traceback.format_exception(type(error), error, found)
 
 
 def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ def run(words: Sequence[str]) -> int:
     """
     # The rest of the command loads NumPy, which `flowmap --help` need not wait for.
     from flowmap.cli.exits import Exit, code_of  # noqa: PLC0415
-    from flowmap.cli.output import say_error  # noqa: PLC0415
+    from flowmap.cli.output import message_of, say_error  # noqa: PLC0415
 
     as_json = "--json" in words
     app = make_app(words[0] if words else None)
@@ -83,13 +83,13 @@ def run(words: Sequence[str]) -> int:
             words, exit_on_error=False, print_error=not as_json, result_action="return_value"
         )
         sys.stdout.flush()
-    except CycloptsError as error:
+    except CycloptsError as mistake:
         if as_json:
-            say_error(str(error), kind="UsageError", code=Exit.REFUSED, as_json=True)
+            say_error(str(mistake), kind="UsageError", code=Exit.REFUSED, as_json=True)
         return Exit.REFUSED
     except FlowmapError as error:
         code = code_of(error)
-        say_error(str(error), kind=type(error).__name__, code=code, as_json=as_json)
+        say_error(message_of(error), kind=type(error).__name__, code=code, as_json=as_json)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:  # as in `flowmap status | head`; Python would tell at its end

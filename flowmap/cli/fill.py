@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import Parameter
 
 from flowmap import human
@@ -152,7 +153,9 @@ class _Result:
 
     def _rows_filled(self) -> int:
         now = self.target.status()
-        return int((now["rows_done"] - self.before["rows_done"]).clip(0).sum())
+        damaged = self.before["state"] == "damaged"  # whose rows were computed anew
+        kept = np.where(damaged, 0, self.before["rows_done"])
+        return int((now["rows_done"] - kept).clip(0).sum())
 
     def tell(self, path: Any, chosen: list[Segment] | None) -> None:
         summary, rows = Summary.of(self.target), self._rows_filled()

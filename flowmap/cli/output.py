@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 from rich.text import Text
 
+from flowmap.errors import StorageError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import RenderableType
+
+    from flowmap.errors import FlowmapError
 
 PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False, "emoji": False}
 """Texts are taken as they are: paths and what users wrote, too."""
@@ -48,6 +52,14 @@ def say(*parts: RenderableType) -> None:
 def say_json(document: dict[str, Any]) -> None:
     """Tell a program: one JSON object on one line."""
     sys.stdout.write(json.dumps(document) + "\n")
+
+
+def message_of(error: FlowmapError) -> str:
+    """Return what an error says, without the number that the system has for it."""
+    if isinstance(error, StorageError):
+        place = f"{error.path}: " if error.path else ""
+        return f"{place}{error.strerror}."
+    return str(error)
 
 
 def say_error(message: str, *, kind: str, code: int, as_json: bool) -> None:

@@ -119,7 +119,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["alloc", "out.npy", "--shape", "9", "--filler", "arange", "--arguments", "{a}"], "JSON"),
     (["alloc", "no/where.npy", "--shape", "10"], "make it first"),
     (["alloc", "foreign.npy", "--shape", "10"], "not allocated by flowmap"),
-    (["fill", "out.npy"], "there is no target here"),
+    (["fill", "out.npy"], "out.npy: there is no target here"),
     (["fill", "foreign.npy"], "not allocated by flowmap"),
     (["status", "out.npy", "--what"], "--what"),
     (["status"], "PATH"),
@@ -341,7 +341,9 @@ def test_validation(command: Command) -> None:
     assert (said.json["ok"], said.json["marked"]) == (False, [3])
     assert command("status", "out.npy").code == 4
     assert command("validate", "out.npy").code == 4
-    assert command("fill", "out.npy").code == 0
+    said = command("fill", "out.npy")
+    assert said.code == 0
+    assert "10 rows were filled" in said.out
     assert command("validate", "out.npy").code == 0
 
 
