@@ -94,4 +94,4 @@ def _work(record: dict[str, Any]) -> list[dict[str, Any]]:
     pinned = record["job"]["work"]
     if pinned is not None:
         works[pinned["fingerprint"]] = pinned
-    return list(works.values())
+    return [work for work in works.values() if work is not None]  # one may be lost
