@@ -202,8 +202,16 @@ class Processes(Executor):
         with self._guard:
             self._ended = True
             pools = list(self._pools)
-        for pool in pools:
-            pool.shutdown(kill_workers=kill)
+        # In a thread, which no Ctrl-C reaches: a second one would leave some to the end of the
+        # interpreter, which waits for their workers.
+        ending = threading.Thread(target=_end_all, args=(pools,), kwargs={"kill": kill})
+        ending.start()
+        ending.join()
+
+
+def _end_all(pools: list[ProcessPoolExecutor], kill: bool) -> None:
+    for pool in pools:
+        pool.shutdown(kill_workers=kill)
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,12 +14,19 @@ import textwrap
 import time
 import traceback
 import weakref
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from loky.process_executor import ProcessPoolExecutor as LokyPool
 from support import (
     Unloadable,
     environment,
@@ -48,6 +55,7 @@ from flowmap.errors import (
 from flowmap.locks import header_lock
 from flowmap.sidecar import Sidecar
 from flowmap.storage import buffer_of
+from flowmap.workers import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -429,6 +437,45 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path, kind: str, presses: int) 
     again = run(script(SLOW, target.path, kind, 0))
     assert again.returncode == 0, again.stderr
     check_whole(target)
+
+
+def test_second_ctrl_c_ends_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while the first worker is being ended leaves none of the others."""
+    pool = Processes(2)
+    futures = [pool.submit(time.sleep, 600) for _ in range(2)]
+    while len(workers := pool._processes()) < 2:
+        time.sleep(0.01)
+    real, presses = LokyPool.shutdown, itertools.count()
+
+    def pressed(self: LokyPool, *arguments: Any, **options: Any) -> None:
+        if not next(presses):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(LokyPool, "shutdown", pressed)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.end()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    deadline = time.monotonic() + 60
+    for worker in workers:  # whose thread may have waited for them already
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.kill(int(worker.pid or 0), 0)
+                time.sleep(0.05)
+    assert time.monotonic() < deadline
+    assert all(isinstance(outcome(future), CancelledError) for future in futures)
+
+
+def outcome(future: Future[Any]) -> BaseException | None:
+    """Return what a future ended with, also where it was cancelled."""
+    try:
+        return future.exception(60)
+    except CancelledError as error:
+        return error
 
 
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
