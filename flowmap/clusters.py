@@ -114,8 +114,7 @@ class Dask(Executor):
             raise
         self.width = workers or sum(self._client.nthreads().values())
         self._again = ThreadPoolExecutor(1, "flowmap-again")
-        self._quiet = threading.Condition()
-        self._first_tries = 0
+        self._first_tries: WeakSet[Future[Any]] = WeakSet()
         self._count = itertools.count()
 
     def _connected(self, workers: int, address: str | None) -> Any:
@@ -141,16 +140,16 @@ class Dask(Executor):
         segment = next((a for a in args if isinstance(a, Segment)), None)
         name = segment.name if segment else getattr(fn, "__name__", str(fn))
         future: Future[T] = Future()
-        self._futures.add(future)
         try:
             call = cloudpickle.dumps((fn, args, kwargs))
         except Exception as error:  # noqa: BLE001 -- whatever an argument raises
             future.set_exception(error)
             return future
-        with self._quiet:
-            self._first_tries += 1
         task = self._task(future, name, call)
+        self._first_tries.add(task)
         task.add_done_callback(partial(self._first_end, future, name, call))
+        # Last: a signal's exception may cut this short, and nothing would end the future.
+        self._futures.add(future)
         return future
 
     def _task(self, future: Future[Any], name: str, call: bytes) -> Future[Any]:
@@ -172,17 +171,17 @@ class Dask(Executor):
             self._again.submit(self._try_again, future, name, call)
         else:
             self._settle(future, name, task)
-        with self._quiet:
-            self._first_tries -= 1
-            self._quiet.notify_all()
 
     def _died(self, task: Future[Any]) -> bool:
         return isinstance(task.exception(), self._killed)
 
     def _try_again(self, future: Future[Any], name: str, call: bytes) -> None:
         for _ in range(TRIES - 1):
-            with self._quiet:
-                self._quiet.wait_for(lambda: not self._first_tries)
+            while first := next((t for t in list(self._first_tries) if not t.done()), None):
+                if self._cancelled:
+                    future.cancel()
+                    return
+                _wait([first], _LOOK_SECONDS)
             task = self._task(future, name, call)
             _wait([task])
             if not self._died(task) or self._cancelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -178,7 +179,7 @@ def fill_array(
     run = runtime.flow_run.id
     name = f"{runtime.flow_run.name} ({run})"
     with (
-        _stoppable(),
+        _ended_for_now(),
         leased(target.job, name, run) as lease,
         Artifacts(target) as artifacts,
     ):
@@ -192,8 +193,8 @@ def fill_array(
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Like `stoppable`, for a SIGTERM of which Prefect makes an exception, too.
+def _ended_for_now() -> Iterator[None]:
+    """Exit with 75 on SIGTERM, of which Prefect makes an exception, and on SIGUSR1.
 
     Not in a deployed run: whoever ends that, as by the button, wants it ended.
     """
@@ -204,6 +205,17 @@ def _stoppable() -> Iterator[None]:
         if is_deployed():
             raise
         raise exit_for_now() from None
+
+
+def _handler_of_prefect() -> object:
+    """Return what Prefect does on SIGTERM, but in a deployed run: as `_ended_for_now` says.
+
+    It raises in the midst of whatever runs, such as a lock that is just being taken, for which
+    those that end the workers would then wait.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    is_its = getattr(handler, "__module__", "").startswith("prefect.")
+    return handler if is_its and not is_deployed() else signal.SIG_DFL
 
 
 def _fill_pending(
@@ -224,7 +236,8 @@ def _fill_pending(
     with (
         FanOut(work, width(executor, workers)) as fan_out,
         open_executor(executor, workers) as pool,
-        _stoppable(),  # here, too: the workers are to know in which way it ends
+        # Here, too: the workers are to know in which way it ends.
+        stoppable(instead_of=_handler_of_prefect()),
     ):
         for segment, error in fan_out.fill(pool, pending):
             lease.check()

@@ -59,20 +59,25 @@ def shield_children() -> None:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 ask this process to stop, for a `with` block; then exit with 75.
 
     So it is in the main thread, and for a signal that nobody else handles. The block sees by
     `is_asked` that it is to end, and does so in its own time.
+
+    Args:
+        instead_of: A handler that is replaced, too.
 
     Raises:
         SystemExit: It was asked to; the code is that of a failure that may go away
             (EX_TEMPFAIL of sysexits.h), by which a batch system knows to queue it again.
         StoppedError: Likewise, in a worker of `multiprocessing`, which is its pool's to end.
     """
-    taken = []
+    taken = {}
     if threading.current_thread() is threading.main_thread():
-        taken = [n for n in SIGNALS if signal.getsignal(n) == signal.SIG_DFL]
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        ours = (signal.SIG_DFL, instead_of)
+        taken = {number: handler for number, handler in handlers.items() if handler in ours}
     try:
         for number in taken:
             signal.signal(number, _note)
@@ -85,8 +90,8 @@ def stoppable() -> Iterator[None]:
         if taken and is_asked():
             raise _end()
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
         if taken:
             _ASKED.clear()
 

@@ -221,6 +221,23 @@ def test_what_cannot_be_pickled_fails_its_task(own: Dask) -> None:
         own.submit(print, threading.Lock()).result()
 
 
+def test_what_a_signal_cut_short_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exception may come while a task is being submitted: such a task never ends."""
+    with flowmap.executor("dask", workers=1) as pool:
+        assert isinstance(pool, Dask)
+
+        def interrupted(*_: object, **__: object) -> None:
+            raise StoppedError("a signal")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool._client, "submit", interrupted)
+            with pytest.raises(StoppedError) as held:  # and its frames, and what these hold
+                pool.submit(abs, -1)
+        assert pool.submit(abs, -1).result() == 1
+        pool.stop()
+    assert held.type is StoppedError
+
+
 def test_errors_keep_their_type_and_line(tmp_path: Path, own: Dask) -> None:
     """As in every executor."""
     target = make(tmp_path, segments=1)
