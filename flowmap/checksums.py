@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowmap.errors import ForeignFileError, NotValidatedError, storage_error, told
 from flowmap.job import opened_again
 from flowmap.sealing import proven
-from flowmap.storage import NotRegularError, created, link, opened, sync_folder, write_all
+from flowmap.storage import NotRegularError, created, opened, put_in_place, write_all
 from flowmap.target import open_target
 
 if TYPE_CHECKING:
@@ -112,12 +112,7 @@ def _publish(place: Path, line: bytes, *, replace: bool) -> None:
         with created(private) as descriptor:
             write_all(descriptor, line, 0)
             os.fsync(descriptor)
-            if replace:
-                private.rename(place)
-            else:  # what appeared meanwhile is not replaced
-                link(private, place)
-                private.unlink(missing_ok=True)
-        sync_folder(place.parent)
+            put_in_place(private, place, replace=replace)
     except FileExistsError as error:
         raise _foreign(place) from error
     except OSError as error:

@@ -11,9 +11,10 @@ import numpy as np
 from flowmap._version import __version__
 from flowmap.errors import ForeignFileError, InvalidArgumentError, storage_error
 from flowmap.job import refuse_replaced
-from flowmap.sealing import digest_if_done, seal_of
+from flowmap.records import rows_kept
+from flowmap.sealing import digest_if_done, seal_of, state_of
 from flowmap.sidecar import Sidecar, absolute
-from flowmap.storage import NotRegularError, link, read_json, staged_json, sync_folder
+from flowmap.storage import NotRegularError, put_in_place, read_json, staged_json
 from flowmap.target import open_target
 
 if TYPE_CHECKING:
@@ -116,20 +117,11 @@ def _summary(job: Job, status: NDArray[Any], seal: dict[str, Any] | None) -> dic
     states = status["state"]
     done = status[states == "done"]
     tried = status[status["attempt"] > 0]
-    digest = digest_if_done(status)
-    if (states == "damaged").any():
-        state = "damaged"
-    elif digest is None:
-        state = "incomplete"
-    elif seal is None:
-        state = "done"
-    else:
-        state = "valid" if seal["digest"] == digest else "damaged"
     return {
-        "state": state,
+        "state": state_of(status, seal),
         "segments_done": len(done),
         "segments_failed": int(np.sum(states == "failed")),
-        "rows_done": int(np.sum(status["rows_done"])),
+        "rows_done": rows_kept(status),
         "rows": job.layout.rows,
         "nbytes": job.layout.nbytes,
         "attempts": int(np.sum(status["attempt"])),
@@ -137,7 +129,7 @@ def _summary(job: Job, status: NDArray[Any], seal: dict[str, Any] | None) -> dic
         "began": float(tried["started"].min()) if len(tried) else None,
         "finished": float(tried["finished"].max()) if len(tried) else None,
         "seconds": float(np.sum(done["finished"] - done["started"])),
-        "digest": digest,
+        "digest": digest_if_done(status),
     }
 
 
@@ -172,12 +164,7 @@ def export(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> dict[s
     earlier = _earlier(place)
     try:
         with staged_json(place, document, end="\n") as private:
-            if earlier:
-                private.rename(place)
-            else:  # what appeared meanwhile is not replaced
-                link(private, place)
-                private.unlink(missing_ok=True)
-        sync_folder(place.parent)
+            put_in_place(private, place, replace=earlier)
     except FileExistsError as error:
         raise _foreign(place, "it appeared meanwhile") from error
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from flowmap.errors import FlowmapError, StorageError, said
@@ -34,12 +34,7 @@ class Finding:
 
     def document(self) -> dict[str, str]:
         """Return it as JSON values."""
-        return {
-            "name": self.name,
-            "level": self.level,
-            "found": self.found,
-            "remedy": self.remedy,
-        }
+        return asdict(self)
 
 
 def refused(

@@ -95,9 +95,7 @@ def _held(path: Path) -> Iterator[bool]:
 def _open(path: Path) -> int:
     try:
         return os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
-    except (
-        FileExistsError
-    ):  # without O_CREAT, which a sticky folder refuses to all but the owner
+    except FileExistsError:  # a sticky folder refuses O_CREAT to all but the file's owner
         return os.open(path, _FLAGS)
 
 

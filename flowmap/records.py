@@ -8,13 +8,15 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
 SLOTS: Final = 16
 FINISHED: Final = frozenset({"done", "written"})
@@ -247,6 +249,24 @@ def digest_of(records: Iterable[SegmentRecord]) -> str:
         digest = bytes.fromhex(record.digest)
         whole.update(struct.pack("<qq16s", record.start, record.stop, digest))
     return whole.hexdigest()
+
+
+def count_states(status: NDArray[Any]) -> dict[str, int]:
+    """Return how many segments are in each state, by the order of `STATES`.
+
+    Args:
+        status: What `Target.status` returned.
+    """
+    return {state: int(np.sum(status["state"] == state)) for state in STATES}
+
+
+def rows_kept(status: NDArray[Any]) -> int:
+    """Return how many rows a job has to go on from; those of damaged segments are none.
+
+    Args:
+        status: What `Target.status` returned.
+    """
+    return int(status["rows_done"][status["state"] != "damaged"].sum())
 
 
 def checksum_matches(slot: bytes) -> bool:

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flowmap.errors import NotValidatedError, storage_error, told
 from flowmap.records import SegmentRecord, digest_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from flowmap.job import Job
     from flowmap.target import Target
+
+JobState = Literal["valid", "done", "incomplete", "damaged"]
 
 _MODE: Final = 0o7777  # all that `stat.S_IMODE` gives
 _WRITE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -121,6 +123,27 @@ def digest_if_done(status: NDArray[Any]) -> str | None:
     return digest_of(
         SegmentRecord(index, start, stop, digest=digest) for index, start, stop, digest in rows
     )
+
+
+def state_of(status: NDArray[Any], seal: dict[str, Any] | None) -> JobState:
+    """Return what a job has come to.
+
+    Args:
+        status: What `Target.status` returned.
+        seal: What `seal_of` returned.
+
+    Returns:
+        "valid": done, and sealed by a validation; "done"; "incomplete"; "damaged": a segment
+        is, or the seal is of other digests.
+    """
+    if (status["state"] == "damaged").any():
+        return "damaged"
+    digest = digest_if_done(status)
+    if digest is None:
+        return "incomplete"
+    if seal is None:
+        return "done"
+    return "valid" if seal["digest"] == digest else "damaged"
 
 
 def proven(target: Target) -> dict[str, Any]:

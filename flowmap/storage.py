@@ -294,6 +294,26 @@ def link(private: Path, path: Path) -> None:
             raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
+def put_in_place(private: Path, path: Path, *, replace: bool) -> None:
+    """Give a file that was written under a private name its own, durably.
+
+    Args:
+        private: The private name, in the same folder.
+        path: The file's own.
+        replace: Whether what has it is replaced; else not even what appeared meanwhile is.
+
+    Raises:
+        FileExistsError: Something has the name.
+        OSError: It cannot be given.
+    """
+    if replace:
+        private.rename(path)
+    else:
+        link(private, path)
+        private.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator[Path]:
     """Write a document durably under a private name, for a `with` block to rename.

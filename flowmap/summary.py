@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowmap import sealing
 from flowmap.lease import holder
-from flowmap.records import STATES
+from flowmap.records import count_states, rows_kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flowmap.target import Target
-
-State = Literal["valid", "done", "running", "incomplete", "damaged"]
-
-_KEPT: Final = ("done", "written", "running", "failed", "pending")
-"""States of segments whose `rows_done` are there to go on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ class Summary:
     shape: tuple[int, ...]
     dtype: Any
     fortran_order: bool
-    state: State
+    state: sealing.JobState | Literal["running"]
     segments: int
     counts: dict[str, int]
     rows: int
@@ -73,10 +66,7 @@ class Summary:
         """
         table = target.status() if status is None else status
         layout = target.job.layout
-        names, numbers = np.unique(table["state"], return_counts=True)
-        found = dict(zip(names.tolist(), numbers.tolist(), strict=True))
-        counts = {state: found.get(state, 0) for state in STATES}
-        rows_done = int(table["rows_done"][np.isin(table["state"], _KEPT)].sum())
+        rows_done = rows_kept(table)
         seal = sealing.seal_of(target.job)
         lease = holder(target.job)
         run = lease if lease is not None and lease["live"] else None
@@ -86,9 +76,9 @@ class Summary:
             shape=target.shape,
             dtype=layout.descr,
             fortran_order=target.fortran_order,
-            state=_state(counts, len(table), live=run is not None, sealed=seal is not None),
+            state="running" if run is not None else sealing.state_of(table, seal),
             segments=len(table),
-            counts=counts,
+            counts=count_states(table),
             rows=layout.rows,
             rows_done=rows_done,
             nbytes=layout.nbytes,
@@ -105,13 +95,3 @@ class Summary:
     def document(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return asdict(self)
-
-
-def _state(counts: dict[str, int], segments: int, *, live: bool, sealed: bool) -> State:
-    if live:
-        return "running"
-    if counts["damaged"]:
-        return "damaged"
-    if counts["done"] < segments:
-        return "incomplete"
-    return "valid" if sealed else "done"

@@ -20,7 +20,7 @@ from flowmap.errors import (
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
 from flowmap.masking import with_mask
-from flowmap.records import STATUS
+from flowmap.records import STATUS, count_states
 from flowmap.sidecar import absolute
 from flowmap.storage import read_into
 
@@ -116,9 +116,9 @@ class Target:
             table = self.status()
         except FlowmapError as error:
             return markup.table("flowmap.Target", [*rows, ("state", str(error))])
-        names, numbers = np.unique(table["state"], return_counts=True)
-        counts = dict(zip(names.tolist(), numbers.tolist(), strict=True))
-        told = ", ".join(f"{number:,} {state}" for state, number in counts.items())
+        counts = count_states(table)
+        states = reversed(counts.items())
+        told = ", ".join(f"{number:,} {state}" for state, number in states if number)
         rows.append(("segments", f"{len(table):,}: {told}" if told else "0"))
         return markup.table("flowmap.Target", rows) + markup.bar(counts)
 

@@ -57,6 +57,9 @@ DTYPES: list[np.dtype[Any]] = [
 
 ORDERS = [False, True]
 
+ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+"""Begins a command for which permissions hold, even for root."""
+
 SHAPES: list[tuple[int, ...]] = [(7,), (5, 3), (4, 3, 2), (3, 1, 2, 2), (0,), (4, 0), (0, 3)]
 """Shapes of which windows are taken, without and with elements."""
 
@@ -372,6 +375,37 @@ def written(
         place = (..., part) if fortran_order else part
         flowmap.write_segment(segment, values[place] if values.shape else values)
     return target
+
+
+def sealed(path: Path, values: NDArray[Any], *, fortran_order: bool = False) -> Target:
+    """Return a target that holds some values, and was validated."""
+    target = written(path, values, fortran_order=fortran_order)
+    assert flowmap.validate(target).sealed
+    return target
+
+
+class Counted:
+    """Counts calls, and does something before the n-th.
+
+    Args:
+        nth: Which call, from 1.
+        then: What is done.
+    """
+
+    def __init__(self, nth: int, then: Callable[[], None]) -> None:
+        self.left = nth
+        self._then = then
+
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that counts, and is the other one otherwise."""
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                self._then()
+            return call(*arguments, **options)
+
+        return counted
 
 
 def unproven(target: Target) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import run, script, snapshot, written
+from support import ORDINARY, run, script, sealed, snapshot
 
 import flowmap
 from flowmap import checksums
@@ -30,23 +30,13 @@ if TYPE_CHECKING:
 
     from flowmap.target import Target
 
-ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-"""Begins a command for which permissions hold, even for root."""
-
 VALUES = np.arange(12.0).reshape(6, 2)
-
-
-def sealed(path: Path, values: Any = VALUES, *, fortran_order: bool = False) -> Target:
-    """Return a target that holds some values, and was validated."""
-    target = written(path, values, fortran_order=fortran_order)
-    assert flowmap.validate(target).sealed
-    return target
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     """Return a sealed target."""
-    return sealed(tmp_path / "a.npy")
+    return sealed(tmp_path / "a.npy", VALUES)
 
 
 def sha256sum(folder: Path, *arguments: str) -> bytes:
@@ -72,7 +62,7 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_sha256sum_checks_it(tmp_path: Path, name: str) -> None:
     """It is what `sha256sum` would have written, which finds that the target is whole."""
-    target = sealed(tmp_path / NAMES[name])
+    target = sealed(tmp_path / NAMES[name], VALUES)
     file = write_checksum(target.path)
     assert file == target.path.with_name(f"{NAMES[name]}.sha256")
     assert file.read_bytes() == sha256sum(tmp_path, "--", NAMES[name])

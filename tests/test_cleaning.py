@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 import pytest
-from support import flip, run, script, snapshot, states, written
+from support import ORDINARY, Counted, flip, run, script, sealed, snapshot, states
 
 import flowmap
 from flowmap import cleaning
@@ -44,17 +44,7 @@ if TYPE_CHECKING:
 
     from flowmap.target import Target
 
-ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-"""Begins a command for which permissions hold, even for root."""
-
 VALUES = np.arange(12.0).reshape(6, 2)
-
-
-def sealed(path: Path, values: Any = VALUES, *, fortran_order: bool = False) -> Target:
-    """Return a target that holds some values, and was validated."""
-    target = written(path, values, fortran_order=fortran_order)
-    assert flowmap.validate(target).sealed
-    return target
 
 
 def names(folder: Path) -> list[str]:
@@ -76,7 +66,7 @@ def leftover(target: Target) -> Path:
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     """Return a sealed target of three segments."""
-    return sealed(tmp_path / "a.npy")
+    return sealed(tmp_path / "a.npy", VALUES)
 
 
 SHAPES = {
@@ -159,7 +149,7 @@ class TestCleaned:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
     ) -> None:
         """Where the private name would be too long it is another, found all the same."""
-        target = sealed(tmp_path / ("n" * length))
+        target = sealed(tmp_path / ("n" * length), VALUES)
         with monkeypatch.context() as patch:
             patch.setattr(cleaning, "_empty", interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -410,28 +400,13 @@ class TestRefused:
             path.chmod(0o755)
 
 
-class _Counted:
-    """Count calls of the operating system; do something at the n-th."""
+CALLS = ("open", "pwrite", "fsync", "rename", "link", "unlink", "rmdir", "fchmod")
 
-    CALLS = ("open", "pwrite", "fsync", "rename", "link", "unlink", "rmdir", "fchmod")
 
-    def __init__(self, nth: int, then: Callable[[], None]) -> None:
-        self.left = nth
-        self.then = then
-
-    def put_in_place(self, patch: Callable[[Any, str, Any], None]) -> None:
-        """Count from now on."""
-        for name in (*self.CALLS, *(["removexattr"] if hasattr(os, "removexattr") else [])):
-            patch(os, name, self._wrap(getattr(os, name)))
-
-    def _wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            self.left -= 1
-            if self.left == 0:
-                self.then()
-            return call(*arguments, **options)
-
-        return counted
+def count(counted: Counted, patch: Callable[[Any, str, Any], None]) -> None:
+    """Count calls of the operating system from now on."""
+    for name in (*CALLS, *(["removexattr"] if hasattr(os, "removexattr") else [])):
+        patch(os, name, counted.wrap(getattr(os, name)))
 
 
 def go_on(path: Path, file: Path | None, job: str) -> str:
@@ -471,7 +446,7 @@ class TestCutShort:
     @staticmethod
     def _prepared(folder: Path, exported: bool) -> tuple[Target, Path | None]:
         folder.mkdir()
-        return sealed(folder / "a.npy"), folder / "export.json" if exported else None
+        return sealed(folder / "a.npy", VALUES), folder / "export.json" if exported else None
 
     @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child only exits
     @pytest.mark.parametrize("exported", [False, True])
@@ -483,7 +458,7 @@ class TestCutShort:
             child = os.fork()
             if child == 0:
                 try:
-                    _Counted(nth, lambda: os._exit(9)).put_in_place(setattr)
+                    count(Counted(nth, lambda: os._exit(9)), setattr)
                     clean(target.path, export_to=file)
                     os._exit(0)
                 finally:
@@ -513,8 +488,8 @@ class TestCutShort:
         for nth in range(1, 200):
             target, file = self._prepared(tmp_path / str(nth), exported)
             with monkeypatch.context() as patch:
-                counted = _Counted(nth, fail)
-                counted.put_in_place(patch.setattr)
+                counted = Counted(nth, fail)
+                count(counted, patch.setattr)
                 try:
                     clean(target.path, export_to=file)
                 except (FlowmapError, KeyboardInterrupt):
@@ -551,7 +526,7 @@ class TestCutShort:
                 with pytest.raises(kind):
                     clean(target.path, export_to=file)
             target.path.unlink()
-            target = sealed(target.path)
+            target = sealed(target.path, VALUES)
 
 
 class TestLeftovers:
@@ -598,7 +573,7 @@ class TestLeftovers:
         Sidecar.of(target.path).folder.rename(leftover(target))
         anew = flowmap.allocate(target.path, (6, 2), "f8", segments=3, exist="overwrite")
         if done:
-            anew = sealed(target.path)
+            anew = sealed(target.path, VALUES)
             assert clean(target.path) == [leftover(target), Sidecar.of(target.path).folder]
             assert names(tmp_path) == ["a.npy"]
         else:

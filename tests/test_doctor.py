@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from mounts import mounted, small_disk
-from support import flip, ramp, run, script, snapshot, start
+from support import ORDINARY, flip, ramp, run, script, snapshot, start
 
 import flowmap
 from flowmap import diagnosis_of_folders, doctor
@@ -42,9 +42,6 @@ ALWAYS = (
     *("space", "inodes", "memory", "open files", "file size"),
 )
 """What is found of a folder in the file system of the tests, where nothing is wrong."""
-
-ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-"""Begins a command in which root's own files are root's, and permissions hold for root."""
 
 DISK = pytest.mark.system("mkfs.ext4", "mount", "umount", packages="e2fsprogs mount", root=True)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import damage, flip, logged, run, script, snapshot, written
+from support import ORDINARY, damage, flip, logged, run, script, snapshot, written
 
 import flowmap
 from flowmap import exporting
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flowmap.target import Target
-
-ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-"""Begins a command for which permissions hold, even for root."""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -16,8 +17,14 @@ from support import ramp, script, start
 
 import flowmap
 from flowmap import lease
-from flowmap.errors import DamagedJobError, ForeignFileError, JobBusyError, OtherJobError
-from flowmap.lease import leased
+from flowmap.errors import (
+    DamagedJobError,
+    ForeignFileError,
+    JobBusyError,
+    OtherJobError,
+    StorageError,
+)
+from flowmap.lease import holder, leased
 from flowmap.sidecar import Sidecar
 from flowmap.storage import publish_json, read_json
 
@@ -442,3 +449,38 @@ def test_a_folder_that_cannot_be_written(
         flowmap.fill(target, ramp, executor="threads")
     assert isinstance(caught.value, flowmap.FlowmapError)
     assert not target.status()["attempt"].any()
+
+
+class TestHolder:
+    """Who has the lease, for those who only look."""
+
+    def test_nobody(self, target: flowmap.Target) -> None:
+        """A job that no run has, or the lease of another job in its place."""
+        assert holder(target.job) is None
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target, job="f" * 32))
+        assert holder(target.job) is None
+        run.write_text("torn")
+        assert holder(target.job) is None
+
+    def test_a_run(self, target: flowmap.Target) -> None:
+        """What the lease says, and whether it holds; to look changes nothing."""
+        path = Sidecar.of(target.path).run
+        with leased(target.job, "the first run"):
+            said = read_json(path)
+            assert holder(target.job) == said | {"live": True}
+            assert read_json(path) == said
+        assert holder(target.job) is None
+        dead = document(target, refreshed=time.time() - lease.TERM - 1)
+        publish_json(path, dead)
+        assert holder(target.job) == dead | {"live": False}
+
+    def test_unreadable(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk that fails is told, and not taken for nobody."""
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(lease, "read_json", refuse)
+        with pytest.raises(StorageError, match="cannot read the lease"):
+            holder(target.job)

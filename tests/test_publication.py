@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support import Counted
 
 import flowmap
 import flowmap.alloc
@@ -25,7 +26,7 @@ from flowmap.publication import make_folder
 from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 PLAIN: dict[str, Any] = {"shape": (100, 3), "dtype": "<f8", "segments": 4}
 CALLS = ("open", "mkdir", "ftruncate", "pwrite", "fsync", "rename", "link", "unlink")
@@ -92,23 +93,6 @@ def _check_aftermath(case: str, path: Path, old: bytes | None) -> None:
     assert flowmap.validate(path).ok
 
 
-class _Counted:
-    """Count calls of the operating system; do something at the n-th."""
-
-    def __init__(self, nth: int, then: Callable[[], None]) -> None:
-        self.left = nth
-        self.then = then
-
-    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            self.left -= 1
-            if self.left == 0:
-                self.then()
-            return call(*arguments, **options)
-
-        return counted
-
-
 CASES = {"fresh": "resume", "void": "resume", "job": "overwrite", "foreign": "overwrite"}
 
 
@@ -139,7 +123,7 @@ class TestCutShort:
         child = os.fork()
         if child == 0:
             try:
-                counted = _Counted(nth, lambda: os._exit(9))
+                counted = Counted(nth, lambda: os._exit(9))
                 for name in CALLS:
                     setattr(os, name, counted.wrap(getattr(os, name)))
                 allocate(path, exist=exist)
@@ -162,7 +146,7 @@ class TestCutShort:
                 raise OSError(number, os.strerror(number))
 
             with monkeypatch.context() as patch:
-                counted = _Counted(nth, fail)
+                counted = Counted(nth, fail)
                 for name in CALLS:
                     patch.setattr(os, name, counted.wrap(getattr(os, name)))
                 try:
@@ -215,7 +199,7 @@ class TestCutShort:
                 raise KeyboardInterrupt
 
             with monkeypatch.context() as patch:
-                counted = _Counted(nth, interrupt)
+                counted = Counted(nth, interrupt)
                 for name in CALLS:
                     patch.setattr(os, name, counted.wrap(getattr(os, name)))
                 with contextlib.suppress(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import damage, ramp, run, script
+from support import ORDINARY, damage, ramp, run, script
 
 import flowmap
 from flowmap import sealing
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from flowmap.job import Job
     from flowmap.target import Target
-
-ORDINARY = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-"""Begins a command in which root's own files are root's, and permissions hold for root."""
 
 
 def permissions(path: Path) -> str:
