@@ -22,7 +22,7 @@ layers: .venv/test.ready
 	$(BIN)/lint-imports
 
 pytest: .venv/test.ready
-	$(BIN)/pytest -n 2 --dist worksteal -m "not campaign"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not campaign"
 
 # Takes two hours, and root: every fault in numbers, in parts of which two run at a time. Each that
 # passes puts its figures into docs/reliability.md, also alone: `make campaign-races`.

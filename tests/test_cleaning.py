@@ -958,7 +958,7 @@ ERRORS = {
 @pytest.mark.parametrize("race", RACERS)
 def test_races(tmp_path: Path, race: str) -> None:
     """In the end the job is whole, replaced or gone; whoever was told "ok" has its way."""
-    rounds = 30
+    rounds = 10
     (tmp_path / "race").mkdir()
     path = tmp_path / "race/a.npy"
     child = run(script(RACE, path, rounds, *RACERS[race]))

@@ -379,7 +379,8 @@ class Unplugged:
 
 def test_a_cluster_that_goes_with_a_result(tmp_path: Path) -> None:
     """It is not told as a fault of the function, which has ended."""
-    with cluster(tmp_path) as (address, processes):
+    soon = dask.config.set({"distributed.comm.timeouts.connect": "3s"})
+    with soon, cluster(tmp_path) as (address, processes):
         pids = [process.pid for process in processes]
         with flowmap.executor(address) as pool:
             future = pool.submit(Unplugged, pids)

@@ -417,8 +417,10 @@ def begin_slow(folder: Path, kind: str, *more: object) -> subprocess.Popen[str]:
     return child
 
 
-@pytest.mark.parametrize("presses", [1, 3])
-@pytest.mark.parametrize("kind", ["processes", "threads", "dask"])
+@pytest.mark.parametrize(
+    ("kind", "presses"),
+    [("processes", 1), ("processes", 3), ("threads", 1), ("threads", 3), ("dask", 3)],
+)
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path, kind: str, presses: int) -> None:
     """SIGINT to the whole group, as a terminal sends it, ends it all; the job goes on later."""
     child = begin_slow(tmp_path, kind)

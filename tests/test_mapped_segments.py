@@ -69,7 +69,7 @@ def killed_once_done(folder: Path, rows: int) -> list[int]:
 
 def test_killed_and_run_again(tmp_path: Path) -> None:
     """What was done when everything was killed is kept, the rest is filled: all is right."""
-    rows = 2_000_000
+    rows = 500_000
     for number in range(10):  # all may be done at once: each sync is one of the whole file
         folder = tmp_path / str(number)
         done = killed_once_done(folder, rows)

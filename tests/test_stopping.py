@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -95,9 +96,15 @@ def check_goes_on(folder: Path, kind: str) -> None:
     assert flowmap.validate(folder / "a.npy").sealed
 
 
-@pytest.mark.parametrize("whom", ["run", "all"])
-@pytest.mark.parametrize("kind", ["processes", "threads", "dask", "segment"])
-@pytest.mark.parametrize("number", SIGNALS)
+# A cluster takes long to start: it gets each signal once, and each way to be told of it.
+@pytest.mark.parametrize(
+    ("number", "kind", "whom"),
+    [
+        *itertools.product(SIGNALS, ["processes", "threads", "segment"], ["run", "all"]),
+        (signal.SIGTERM, "dask", "all"),
+        (signal.SIGUSR1, "dask", "run"),
+    ],
+)
 def test_blocks_in_hand_are_finished(
     tmp_path: Path, number: signal.Signals, kind: str, whom: str
 ) -> None:

@@ -244,7 +244,7 @@ def allocations(
     yield "never allocated"
 
 
-@pytest.mark.parametrize("step", sizes(9, 1))
+@pytest.mark.parametrize("step", sizes(17, 1))
 @pytest.mark.parametrize("old", [False, True], ids=["anew", "overwrite"])
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 def test_allocate(
@@ -278,7 +278,7 @@ def fills(
             yield f"with {count}, then enough: {fault}"
 
 
-@pytest.mark.parametrize("step", sizes(13, 1))
+@pytest.mark.parametrize("step", sizes(23, 1))
 @pytest.mark.parametrize("durability", ["segment", "end"])
 @pytest.mark.parametrize("way", ["fill", "write", "map", "threads"])
 def test_fill_without_reservation(
@@ -296,7 +296,7 @@ def test_fill_by_processes(tmp_path: Path, kind: str, figures: Figures) -> None:
         assert not list(fills(disk, "processes", "segment", [12], figures))
 
 
-@pytest.mark.parametrize("step", sizes(5, 1))
+@pytest.mark.parametrize("step", sizes(9, 1))
 @pytest.mark.parametrize("way", ["fill", "write", "map", "threads"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["", "sparse ledger"])
 def test_only_the_records_do_not_fit(

@@ -27,13 +27,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 CASES = {
-    "headers": (14_000, 9_250_000),
-    "documents": (4_000, 500_000),
-    "targets": (1_000, 150_000),
-    "slots": (1_000, 80_000),
-    "forged": (1_000, 60_000),
-    "parameters": (200, 20_000),
-    "values": (2_000, 200_000),
+    "headers": (6_000, 9_250_000),
+    "documents": (2_000, 500_000),
+    "targets": (500, 150_000),
+    "slots": (500, 80_000),
+    "forged": (500, 60_000),
+    "parameters": (100, 20_000),
+    "values": (1_000, 200_000),
 }
 """How many cases an attack has: by default, and for `-m campaign`."""
 

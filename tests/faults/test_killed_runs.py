@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,9 +48,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def settings(
+    tmp_path_factory: pytest.TempPathFactory, database: Path
+) -> Iterator[dict[str, str]]:
     """Start a Prefect server of this module's own; return the environment of its runs."""
     home = tmp_path_factory.mktemp("home")
+    shutil.copy(database, home / "prefect.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -118,7 +122,7 @@ def workers_of(run: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("kills", sizes(2, 40))
+@pytest.mark.parametrize("kills", sizes(1, 40))
 def test_killed_with_its_workers(
     kills: int, tmp_path: Path, settings: dict[str, str], figures: Figures
 ) -> None:
@@ -138,7 +142,7 @@ def test_killed_with_its_workers(
         figures.add("kill of a flow", "with its workers")
 
 
-@pytest.mark.parametrize("kills", sizes(2, 40))
+@pytest.mark.parametrize("kills", sizes(1, 40))
 def test_killed_workers(
     kills: int, tmp_path: Path, settings: dict[str, str], figures: Figures
 ) -> None:

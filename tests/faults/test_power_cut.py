@@ -136,7 +136,7 @@ def test_no_call_that_changes_the_disk_is_left_out(tmp_path: Path) -> None:
     assert list(map(int, done.stdout.split())) == seen, done.stderr
 
 
-@pytest.mark.parametrize("every", sizes(23, 1))
+@pytest.mark.parametrize("every", sizes(47, 1))
 @pytest.mark.parametrize("kind", PLAYS)
 def test_a_cut_at_any_call_loses_nothing_that_was_told(
     made: Disk, kind: type[Play], every: int, figures: Figures

@@ -84,7 +84,7 @@ def count_into(figures: Figures, done: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kills", [False, True], ids=["calm", "kills"])
-@pytest.mark.parametrize("size", sizes((16, 4), (64, 60)))
+@pytest.mark.parametrize("size", sizes((16, 2), (64, 60)))
 def test_storm(tmp_path: Path, figures: Figures, size: tuple[int, float], kills: bool) -> None:
     """Whoever looks sees one whole job, whatever the others do, or are killed at.
 
@@ -101,7 +101,7 @@ def test_storm(tmp_path: Path, figures: Figures, size: tuple[int, float], kills:
     count_into(figures, done)
 
 
-@pytest.mark.parametrize("size", sizes((16, 2), (64, 60)))
+@pytest.mark.parametrize("size", sizes((16, 1), (64, 60)))
 def test_leases(tmp_path: Path, figures: Figures, size: tuple[int, float]) -> None:
     """No two runs have a job at once; who is killed frees it, and holds it no moment longer."""
     done = crowded(tmp_path, "leases", size, kills=True)
@@ -147,7 +147,7 @@ def check_race(path: Path, what: str, outcomes: list[str]) -> None:
 
 
 @pytest.mark.parametrize("what", ["resume", "error", "different", "overwrite", "foreign"])
-@pytest.mark.parametrize("rounds", sizes(5, 300))
+@pytest.mark.parametrize("rounds", sizes(3, 300))
 def test_first(tmp_path: Path, figures: Figures, what: str, rounds: int) -> None:
     """Of processes that allocate a free path at once one makes the file.
 

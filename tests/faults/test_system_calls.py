@@ -190,7 +190,7 @@ def moments(case: Case, call: str, count: int, most: int) -> list[int]:
     return list(every) if not most or count <= most else sorted(few.sample(every, most))
 
 
-@pytest.mark.parametrize("most", sizes(3, 0))
+@pytest.mark.parametrize("most", sizes(2, 0))
 @pytest.mark.parametrize("name", CASES)
 def test_kill_at_any_call(
     name: str, most: int, tmp_path: Path, zygote: Zygote, figures: Figures
@@ -205,7 +205,7 @@ def test_kill_at_any_call(
             figures.add("kill", f"at a system call, {name}", told.status == -signal.SIGKILL)
 
 
-@pytest.mark.parametrize("most", sizes(2, 0))
+@pytest.mark.parametrize("most", sizes(1, 0))
 @pytest.mark.parametrize("name", CASES)
 def test_error_at_any_call(
     name: str, most: int, tmp_path: Path, zygote: Zygote, figures: Figures
@@ -229,7 +229,7 @@ def test_error_at_any_call(
                 figures.add("error of a system call", name, bool(told.injected))
 
 
-@pytest.mark.parametrize("most", sizes(6, 0))
+@pytest.mark.parametrize("most", sizes(3, 0))
 @pytest.mark.parametrize("name", ["allocate", "overwrite", "fill", "sync"])
 def test_kill_within_a_write(
     name: str, most: int, tmp_path: Path, zygote: Zygote, figures: Figures

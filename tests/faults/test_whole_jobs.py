@@ -56,7 +56,7 @@ def footprint() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("seconds", sizes(8, 3600))
+@pytest.mark.parametrize("seconds", sizes(4, 3600))
 def test_battered_jobs(tmp_path: Path, figures: Figures, runs: Runs, seconds: float) -> None:
     """Whatever happened to it, a job that is run again until it is done is right.
 

@@ -197,7 +197,7 @@ SCENES = [
 ]
 
 
-@pytest.mark.parametrize("most", sizes(5, None))
+@pytest.mark.parametrize("most", sizes(3, None))
 @pytest.mark.parametrize("differ", [True, False], ids=["other values", "same values"])
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_overtaken_wholly(
@@ -208,7 +208,7 @@ def test_overtaken_wholly(
     assert not swept(play, ((step, None) for step in play.steps(most)), figures)
 
 
-@pytest.mark.parametrize("most", sizes((8, 4), (None, 150)))
+@pytest.mark.parametrize("most", sizes((4, 2), (None, 150)))
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_overtaken_half_way(
     tmp_path: Path, figures: Figures, scene: Scene, most: tuple[int | None, int]
@@ -240,7 +240,7 @@ OTHERS = [
 """What a zombie may do, what overtakes it, and at which job."""
 
 
-@pytest.mark.parametrize("most", sizes((3, 4), (None, 250)))
+@pytest.mark.parametrize("most", sizes((2, 2), (None, 250)))
 @pytest.mark.parametrize(("zombie", "other", "scene"), OTHERS, ids=str)
 def test_of_every_kind(
     tmp_path: Path,
@@ -260,7 +260,7 @@ def test_of_every_kind(
     assert not Sidecar.of(play.stage.path).run.exists()
 
 
-@pytest.mark.parametrize("most", sizes(5, None))
+@pytest.mark.parametrize("most", sizes(3, None))
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_overwritten(tmp_path: Path, figures: Figures, scene: Scene, most: int | None) -> None:
     """A zombie of the old job changes neither target nor ledger nor job of the new one."""
@@ -284,7 +284,7 @@ def test_overwritten(tmp_path: Path, figures: Figures, scene: Scene, most: int |
         figures.add("zombie", "attempt at a job that was overwritten")
 
 
-@pytest.mark.parametrize("most", sizes(10, None))
+@pytest.mark.parametrize("most", sizes(5, None))
 @pytest.mark.parametrize("way", ["fill", "write", "map"])
 def test_overwriting(tmp_path: Path, figures: Figures, way: str, most: int | None) -> None:
     """An overwrite that sleeps while the old job is filled leaves a new one, untouched."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +43,10 @@ class Server:
     def __init__(self, url: str) -> None:
         self.url = url
 
+    def post(self, route: str, **body: Any) -> httpx.Response:
+        """Post to the API."""
+        return httpx.post(f"{self.url}/{route}", json=body, timeout=30)
+
     @property
     def ui(self) -> str:
         """Where its UI is."""
@@ -49,9 +54,20 @@ class Server:
 
     def ask(self, route: str, **body: Any) -> Any:
         """Post a query to the API and return its answer."""
-        answer = httpx.post(f"{self.url}/{route}", json=body, timeout=30)
+        answer = self.post(route, **body)
         answer.raise_for_status()
         return answer.json()
+
+    def asked(self, **values: Any) -> httpx.Response:
+        """Ask for a run of the deployed flow with parameters, as the UI's form does."""
+        found = self.ask("deployments/filter", deployments={"name": {"any_": ["fill-array"]}})
+        return self.post(f"deployments/{found[0]['id']}/create_flow_run", parameters=values)
+
+    def begin(self, **values: Any) -> str:
+        """Start a run of the deployed flow, and return its id."""
+        answer = self.asked(**values)
+        answer.raise_for_status()
+        return str(answer.json()["id"])
 
     def newest_run(self) -> dict[str, Any]:
         """Return the flow run that began last."""
@@ -121,10 +137,11 @@ def running(
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server(database: Path) -> Iterator[Server]:
     """Start `prefect server start` where the settings say it is, and end it."""
     url = os.environ["PREFECT_API_URL"]
     home = Path(os.environ["PREFECT_HOME"])
+    shutil.copy(database, home / "prefect.db")
     command = [str(BIN / "prefect"), "server", "start", "--port", str(httpx.URL(url).port)]
 
     def ready() -> bool:
@@ -162,7 +179,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def start_run(name: str = "fill-array/fill-array", **values: Any) -> str:
+def start_run(name: str, **values: Any) -> str:
     """Start a run of a deployment with `prefect deployment run`, and return its id."""
     done = prefect("deployment", "run", name, *parameters(values))
     found = re.search(r"UUID: (\S+)", done.stdout)

@@ -7,8 +7,11 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+import httpx
 import numpy as np
-from prefect_layer.conftest import BIN, prefect
+from prefect_layer.conftest import BIN
+
+import flowmap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +56,7 @@ def test_mistakes_are_told_briefly(server: Server, tmp_path: Path) -> None:
     done = call("run", "out.npy", "--segments", "0", cwd=tmp_path)
     assert done.returncode == 2
     assert "segments" in done.stderr
-    assert call("run", "out.npy", "--shape", "10", cwd=tmp_path).returncode == 0
+    flowmap.allocate(tmp_path / "out.npy", 10, "<f8")
     done = call("run", "out.npy", "--shape", "11", cwd=tmp_path)
     assert done.returncode == 2
     assert "flowmap: " in done.stderr
@@ -61,17 +64,8 @@ def test_mistakes_are_told_briefly(server: Server, tmp_path: Path) -> None:
     (tmp_path / "fillers.py").write_text(
         "import flowmap\n\n\n@flowmap.filler\ndef broken(out, block):\n    1 / 0\n"
     )
-    words = [
-        "run",
-        "b.npy",
-        "--shape",
-        "10",
-        "--segments",
-        "2",
-        "--filler",
-        "fillers.py:broken",
-    ]
-    done = call(*words, cwd=tmp_path)
+    words = ["run", "b.npy", "--shape", "10", "--segments", "2", "--executor", "threads"]
+    done = call(*words, "--filler", "fillers.py:broken", cwd=tmp_path)
     assert done.returncode == 1
     assert "2 of 2 segments" in done.stderr
     assert "ZeroDivisionError" in done.stderr
@@ -91,12 +85,14 @@ def test_deploying(server: Server, tmp_path: Path) -> None:
             "pool": "made by flowmap",
             "pool_made": False,
         }
-        shown = prefect("deployment", "inspect", "fill-array/from-the-command-line").stdout
-        assert "'entrypoint': 'flowmap.flow.fill_array'" in shown
-        assert "'work_pool_name': 'made by flowmap'" in shown
-        assert "type='process'" in prefect("work-pool", "inspect", "made by flowmap").stdout
+        name = {"name": {"any_": ["from-the-command-line"]}}
+        deployment = server.ask("deployments/filter", deployments=name)[0]
+        assert deployment["entrypoint"] == "flowmap.flow.fill_array"
+        assert deployment["work_pool_name"] == "made by flowmap"
+        pools = {"name": {"any_": ["made by flowmap"]}}
+        assert server.ask("work_pools/filter", work_pools=pools)[0]["type"] == "process"
     finally:
-        prefect("--no-prompt", "work-pool", "delete", "made by flowmap")
+        httpx.delete(f"{server.url}/work_pools/made%20by%20flowmap")
 
 
 def test_deploying_without_a_server(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 import pytest
 from prefect_layer.conftest import BIN, ROOT, parameters, prefect, start_run, until
@@ -56,7 +57,7 @@ def start_gated(worker: Worker, name: str) -> tuple[str, Path, Path]:
     """
     path, gate = worker.root / name, worker.root / f"{name}.gate"
     arguments = {"gate": str(gate), "after": 40}
-    run = start_run(
+    run = worker.server.begin(
         path=name,
         shape=100,
         segments=10,
@@ -96,10 +97,12 @@ class TestStarting:
 
     def test_own_filler_and_record_dtype(self, worker: Worker) -> None:
         """A filler that the worker allows, its file under the worker's root."""
-        run = start_run(path="ramp.npy", shape=1000, filler="support:ramp", executor="threads")
+        run = worker.server.begin(
+            path="ramp.npy", shape=1000, filler="support:ramp", executor="threads"
+        )
         worker.completed(run)
         assert np.array_equal(np.load(worker.root / "ramp.npy"), np.sqrt(np.arange(1000.0)))
-        run = start_run(path="rows.npy", shape=10, dtype=RECORD, filler="constant")
+        run = worker.server.begin(path="rows.npy", shape=10, dtype=RECORD, filler="constant")
         worker.completed(run)
         assert np.load(worker.root / "rows.npy").dtype == np.dtype(
             [("t", "<f8"), ("v", "<f4", (3,))]
@@ -111,7 +114,7 @@ class TestRefusals:
 
     def test_path_outside_the_root(self, worker: Worker, tmp_path: Path) -> None:
         """Neither a file nor its sidecar appears outside of FLOWMAP_ROOT."""
-        message = worker.failed(start_run(path=str(tmp_path / "out.npy")))
+        message = worker.failed(worker.server.begin(path=str(tmp_path / "out.npy")))
         assert "leads out of" in message
         assert "export FLOWMAP_ROOT=" in message
         assert list(tmp_path.iterdir()) == []
@@ -120,7 +123,7 @@ class TestRefusals:
         """Its module is not even imported, and nothing is allocated."""
         trap = worker.modules / "trap.py"
         trap.write_text("import pathlib\npathlib.Path(__file__ + '.sprung').touch()\n")
-        message = worker.failed(start_run(path="no.npy", filler="trap:fill"))
+        message = worker.failed(worker.server.begin(path="no.npy", filler="trap:fill"))
         assert "export FLOWMAP_FILLERS=some.package,support,trap " in message
         assert "some.package, support" in message, "what is set now"
         assert list(worker.modules.iterdir()) == [trap]
@@ -136,14 +139,12 @@ class TestRefusals:
             {"dtype": []},
         ]
         for wrong in refused:
-            done = prefect(
-                "deployment",
-                "run",
-                "fill-array/fill-array",
-                *parameters({"path": "x", **wrong}),
-            )
-            assert done.returncode != 0, wrong
-            assert "Validation failed" in done.stdout + done.stderr, wrong
+            answer = worker.server.asked(path="x", **wrong)
+            assert answer.status_code == httpx.codes.CONFLICT, wrong
+            assert "Validation failed" in answer.text, wrong
+        done = prefect("deployment", "run", "fill-array", *parameters({"path": "x", **wrong}))
+        assert done.returncode != 0
+        assert "Validation failed" in done.stdout + done.stderr
 
 
 class TestEnding:
@@ -165,7 +166,7 @@ class TestEnding:
         assert set(states.values()) == {"COMPLETED", "CANCELLED"}, states
 
         gate.touch()
-        again = start_run(**worker.server.ended(run)["parameters"])
+        again = worker.server.begin(**worker.server.ended(run)["parameters"])
         worker.completed(again)
         names = [n for n in worker.server.task_runs(again, 8) if n.startswith("segment")]
         assert len(names) == 6
@@ -185,7 +186,7 @@ class TestEnding:
         left = worker.server.task_runs(run, 1, ("RUNNING",))
 
         gate.touch()
-        again = start_run(**worker.server.ended(run)["parameters"])
+        again = worker.server.begin(**worker.server.ended(run)["parameters"])
         worker.completed(again)
         assert np.array_equal(np.load(path), np.sqrt(np.arange(100.0)))
         names = [n for n in worker.server.task_runs(again, 8) if n.startswith("segment")]
@@ -225,7 +226,7 @@ class TestEnding:
         """One works; the other is refused with the name of the first."""
         run, path, gate = start_gated(worker, "twice.npy")
         first = worker.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
-        message = worker.failed(start_run(**first["parameters"]))
+        message = worker.failed(worker.server.begin(**first["parameters"]))
         assert f"The run {first['name']} ({run}) is filling {path}" in message
         gate.touch()
         worker.completed(run)
@@ -234,7 +235,7 @@ class TestEnding:
 
 def test_volatile_arguments_are_told_nowhere(worker: Worker) -> None:
     """Neither logs, nor a state's message, nor the records tell a volatile argument."""
-    run = start_run(
+    run = worker.server.begin(
         path="secret.npy",
         shape=100,
         filler="support:gated",
@@ -242,7 +243,9 @@ def test_volatile_arguments_are_told_nowhere(worker: Worker) -> None:
     )
     worker.completed(run)
     other = {"gate": "/dev/zero", "secret": "hunter3"}
-    refused = start_run(path="secret.npy", shape=100, filler="support:gated", arguments=other)
+    refused = worker.server.begin(
+        path="secret.npy", shape=100, filler="support:gated", arguments=other
+    )
     message = worker.failed(refused)
     assert "/dev/zero" in message, "what differs is told"
     logs = worker.server.logs(run, "is valid: digest")

@@ -225,7 +225,7 @@ import flowmap
 @flowmap.filler
 def slow(out, block):
     print("filling", flush=True)
-    time.sleep(5)
+    time.sleep(2)
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -64,9 +65,11 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a home of Prefect's for the module, whose database is made but once."""
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
+    """Return a home of Prefect's for the module."""
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copy(database, folder / "prefect.db")
+    return folder
 
 
 def python(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from prefect_layer.conftest import ROOT, parameters, prefect, running, start_run
+from prefect_layer.conftest import ROOT, parameters, prefect, running
 from support import environment
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ def serving(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_served_run(serving: Server, tmp_path: Path) -> None:
     """The serving process runs what `prefect deployment run` asks for."""
     path = tmp_path / "out.npy"
-    ended = serving.ended(start_run(path=str(path), shape=1000, dtype="<f4", segments=4))
+    ended = serving.ended(serving.begin(path=str(path), shape=1000, dtype="<f4", segments=4))
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
     assert np.array_equal(np.load(path), np.arange(1000, dtype="<f4"))
 
 
 def test_served_run_with_a_relative_path(serving: Server) -> None:
     """Where nobody set a root a deployed run takes no relative path, and says what to set."""
-    ended = serving.ended(start_run(path="out.npy", shape=10))
+    ended = serving.ended(serving.begin(path="out.npy", shape=10))
     assert ended["state_type"] == "FAILED"
     assert "path is 'out.npy', which is relative" in ended["state"]["message"]
     assert "export FLOWMAP_ROOT=" in ended["state"]["message"]
@@ -69,7 +69,7 @@ def test_served_run_with_a_relative_path(serving: Server) -> None:
 
 def test_served_run_with_a_filler_of_ones_own(serving: Server, tmp_path: Path) -> None:
     """Where nobody allowed any, only published fillers run."""
-    run = start_run(path=str(tmp_path / "out.npy"), shape=10, filler="support:ramp")
+    run = serving.begin(path=str(tmp_path / "out.npy"), shape=10, filler="support:ramp")
     ended = serving.ended(run)
     assert ended["state_type"] == "FAILED"
     assert "export FLOWMAP_FILLERS=support" in ended["state"]["message"]

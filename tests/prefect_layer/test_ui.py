@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from prefect_layer.conftest import start_run, until
+from prefect_layer.conftest import until
 
 from flowmap import fill_array
 
@@ -128,7 +128,9 @@ def test_form_explains_itself(worker: Worker, page: Page) -> None:
 def test_cancel_button(worker: Worker, page: Page) -> None:
     """A run that is cancelled in the UI gives its job back."""
     arguments = {"gate": str(worker.root / "never.gate")}
-    run = start_run(path="ui.npy", shape=100, filler="support:gated", arguments=arguments)
+    run = worker.server.begin(
+        path="ui.npy", shape=100, filler="support:gated", arguments=arguments
+    )
     lease = worker.root / "ui.npy.flowmap" / "run.json"
     until(lease.exists, "the run works")
     page.goto(f"{worker.server.ui}/runs/flow-run/{run}")
