@@ -32,12 +32,12 @@ SAMPLE_MS = 0.25
 # Left out, and `test_agrees_with_scipy` sees to it: rows with a peak within 1 mV of the line
 # that defines a spike. Their count hangs on it, and no two integrators need agree there.
 SAMPLE = {
-    0.0: [0.0, 2.5, 6.5, 40.0, 110.0],
-    6.3: [2.2, 2.3, 6.0, 6.2, 6.3, 10.0, 80.0, 119.5],
-    12.6: [1.0, 5.0, 7.0, 30.0, 70.0, 100.0],
-    18.5: [6.0, 10.0, 20.0, 60.0, 90.0],
-    24.0: [9.0, 15.0, 30.0, 45.0, 80.0],
-    30.9: [10.0, 60.0, 119.5],
+    0.0: [0.0, 2.5, 110.0],
+    6.3: [2.2, 2.3, 6.2, 6.3, 119.5],
+    12.6: [1.0, 7.0, 100.0],
+    18.5: [10.0, 60.0],
+    24.0: [15.0, 45.0],
+    30.9: [10.0, 119.5],
 }
 
 
@@ -313,7 +313,7 @@ def test_rows_follow_the_plane(sweep: Any) -> None:
 def test_block_split_leaves_every_bit(sweep: Any) -> None:
     """Any cut into blocks gives the same bytes: NumPy's vector tails make no difference."""
     whole = fill(sweep, 0, 35, duration_ms=8.0).tobytes()
-    for cuts in ([1, 2, 3], [4], [8, 16, 24, 32], [7, 14, 21, 28], [17], list(range(1, 35))):
+    for cuts in ([1, 2, 3], [8, 16, 24, 32], [17], list(range(1, 35))):
         edges = [0, *cuts, 35]
         parts = [fill(sweep, a, b, duration_ms=8.0) for a, b in itertools.pairwise(edges)]
         assert b"".join(part.tobytes() for part in parts) == whole

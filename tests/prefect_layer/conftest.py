@@ -44,8 +44,13 @@ class Server:
         self.url = url
 
     def post(self, route: str, **body: Any) -> httpx.Response:
-        """Post to the API."""
-        return httpx.post(f"{self.url}/{route}", json=body, timeout=30)
+        """Post to the API; again, as Prefect's client does, where its database was busy."""
+
+        def look() -> httpx.Response | None:
+            answer = httpx.post(f"{self.url}/{route}", json=body, timeout=30)
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+        return until(look, f"an answer to {route}")
 
     @property
     def ui(self) -> str:

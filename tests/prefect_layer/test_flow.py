@@ -229,8 +229,14 @@ def slow(out, block):
 """
 
 
-@pytest.mark.parametrize("executor", ["processes", "dask"])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("how", "executor"),
+    [
+        (signal.SIGINT, "processes"),
+        (signal.SIGTERM, "processes"),
+        (signal.SIGTERM, "dask"),
+    ],
+)
 def test_interrupted_flow_leaves_nothing_running(
     server: Server, tmp_path: Path, how: signal.Signals, executor: str
 ) -> None:
