@@ -53,12 +53,12 @@ class Campaign(NamedTuple):
 def campaign(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Campaign:
-    """Run the fuzzer, in a process of its own: all attacks, then against each planted bug."""
+    """Run the fuzzer, in a process of its own: all attacks, then against planted bugs."""
     plain = [{"attack": name, "cases": cases[request.param]} for name, cases in CASES.items()]
     planted = [
         {"attack": bug.attack, "cases": 200_000, "bug": name, "seed": seed}
         | ({"seconds": 1} if bug.told == "timeout" else {})
-        for name, bug in BUGS.items()
+        for name, bug in list(BUGS.items())[:: 1 if request.param else 3]
         for seed in range(1, 6 if request.param else 2)
     ]
     command = [sys.executable, str(Path(__file__).parents[1] / "fuzzing.py")]

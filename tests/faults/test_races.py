@@ -84,7 +84,7 @@ def count_into(figures: Figures, done: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kills", [False, True], ids=["calm", "kills"])
-@pytest.mark.parametrize("size", sizes((16, 2), (64, 60)))
+@pytest.mark.parametrize("size", sizes((16, 4), (64, 60)))
 def test_storm(tmp_path: Path, figures: Figures, size: tuple[int, float], kills: bool) -> None:
     """Whoever looks sees one whole job, whatever the others do, or are killed at.
 
