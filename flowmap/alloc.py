@@ -11,7 +11,7 @@ import socket
 import stat
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from flowmap.fillers import Filler
 
-Exist = Literal["resume", "error", "overwrite"]
+Exist = Literal["resume", "error", "overwrite", "renew"]
 EXISTS = get_args(Exist)
 
 _TRIES = 3
@@ -91,7 +91,8 @@ def allocate(
         block_rows: Rows that a filler computes at once; None for about a mebibyte. Give a
             few, or one, where a row takes seconds or more.
         exist: "resume" attaches to the same job and refuses anything else at the path,
-            "error" refuses whatever is there, "overwrite" replaces it. Whoever attaches
+            "error" refuses whatever is there, "overwrite" replaces it, "renew" attaches to
+            the same job and replaces any other job, but nothing else. Whoever attaches
             gets the job as it was first allocated: its reservation, alignment and
             checkpoints stay, whatever `reserve`, `align` and `checkpoint_seconds` say now.
         reserve: Whether to reserve the space now, so that a full disk shows here. False
@@ -111,7 +112,8 @@ def allocate(
         FillerNotFoundError: The filler's name leads to none.
         TargetExistsError: Something is there, and `exist="error"`.
         ForeignFileError: What is there was not allocated by flowmap.
-        OtherJobError: Another job has the path, or the same one pinned to other work.
+        OtherJobError: Another job has the path, or the same one pinned to other work, and
+            `exist="resume"`.
         DamagedJobError: The job at the path is damaged.
         LockTimeoutError: Another process held the header lock too long.
         StorageError: There is no such folder, no space, no permission.
@@ -145,13 +147,23 @@ def _allocated(wanted: _Wanted) -> Target:
         if not os.path.lexists(sidecar.lock):
             raise
         target = None  # an overwrite may be at it: look again under the lock
+    except OtherJobError:
+        if wanted.exist != "renew":
+            raise
+        target = None
     if target is not None:
         return target
     wanted.check_file_system()
     make_folder(sidecar.folder)
     with header_lock(sidecar.folder):
         remove_stale(sidecar)
-        return wanted.attach() or Target(_make(wanted))
+        try:
+            return wanted.attach() or Target(_make(wanted))
+        except OtherJobError:
+            if wanted.exist != "renew":
+                raise
+            wanted = replace(wanted, exist="overwrite")
+            return wanted.attach() or Target(_make(wanted))
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ def alloc_task(
         fortran_order: Whether the last axis is the slow one.
         segments: How many; or the rows of each; or None.
         block_rows: Rows that a filler computes at once.
-        exist: "resume", "error" or "overwrite".
+        exist: "resume", "error", "overwrite" or "renew".
         reserve: Whether to reserve the space now.
         align: Bytes that segment boundaries are rounded to.
         durability: "segment" or "end".

@@ -79,6 +79,7 @@ ROW = np.dtype(
     ]
 )
 
+
 def rates(u: Floats) -> tuple[Floats, Floats]:
     """Opening and closing rates of the gates n, m, h at 6.3 degrees (HH 12, 13, 20-24).
 

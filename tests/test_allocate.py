@@ -225,7 +225,7 @@ class TestBadArguments:
             ({"segments": "4"}, WrongTypeError, "segments"),
             ({"block_rows": 0}, InvalidArgumentError, "block_rows"),
             ({"block_rows": 1.5}, WrongTypeError, "block_rows"),
-            ({"exist": "w+"}, InvalidArgumentError, "resume, error, overwrite"),
+            ({"exist": "w+"}, InvalidArgumentError, "resume, error, overwrite, renew"),
             ({"reserve": "yes"}, WrongTypeError, "reserve"),
             ({"align": 96}, InvalidArgumentError, "align"),
             ({"align": 32}, InvalidArgumentError, "align"),
@@ -569,6 +569,26 @@ class TestJobThere:
         for arguments in ({"start": 1}, {"start": 1.0, "step": 2}, None):
             other = {"filler": arange, "arguments": arguments}
             refused(OtherJobError, "step=2", target.path, tmp_path, **other)
+
+    def test_renew(self, tmp_path: Path) -> None:
+        """The same job is attached to, another one replaced; what is no job is refused."""
+        target = allocate(tmp_path / "a.npy", exist="renew")
+        flowmap.fill_segment(target.segments[0], arange)
+        again = allocate(target.path, exist="renew")
+        assert again.id == target.id
+        assert len(again.pending()) == 3
+        pinned: dict[str, Any] = {"filler": arange, "arguments": {"start": 1}}
+        other = allocate(target.path, exist="renew", **pinned)
+        assert other.id != target.id
+        assert len(other.pending()) == 4
+        assert allocate(target.path, exist="renew", **pinned).id == other.id
+        np.save(tmp_path / "b.npy", np.zeros(3))
+        refused(ForeignFileError, "flowmap", tmp_path / "b.npy", tmp_path, exist="renew")
+        reads: dict[str, Any] = {"filler": reader, "arguments": {"source": str(target.path)}}
+        error = refused(
+            InvalidArgumentError, "source", target.path, tmp_path, exist="renew", **reads
+        )
+        assert "replaced before" in str(error)
 
     def test_error(self, tmp_path: Path) -> None:
         """exist="error" refuses even the same job."""

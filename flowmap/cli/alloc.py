@@ -50,7 +50,8 @@ def alloc(
         fortran_order: Whether the last axis is the slow one, whose indices are the rows.
         block_rows: Rows that a filler computes at once; about a mebibyte if left out. Give 1
             where a row takes minutes.
-        exist: If the file exists already: attach to the same job, report an error, or replace.
+        exist: If the file exists already: attach to the same job, report an error, replace, or
+            renew: attach to the same job and replace any other.
         reserve: Whether to reserve the disk space now, so that it cannot run out later.
         align: Bytes that the boundaries of segments are rounded to.
         durability: When data is safe from a power cut: each segment as it is done, or all at

@@ -44,7 +44,8 @@ def run(
         durability: When data is safe from a power cut.
         executor: Where the filler runs.
         workers: How many processes or threads; one for each processor if left out.
-        exist: If the file exists already: go on with the same job, report an error, or replace.
+        exist: If the file exists already: go on with the same job, report an error, replace, or
+            renew: go on with the same job and replace any other.
         fortran_order: Whether the last axis is the slow one, whose indices are the rows.
         reserve: Whether to reserve the disk space now, so that it cannot run out later.
         checkpoint_seconds: Seconds between syncs within a segment.
