@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flowmap.report import ValidationReport
     from flowmap.resetting import reset
     from flowmap.segments import Block, Segment
+    from flowmap.shares import fill_share
     from flowmap.target import Target, open_target
     from flowmap.tasks import alloc_task, fill_task, pending_task, validate_task, write_task
     from flowmap.validation import validate
@@ -53,6 +54,7 @@ _HOMES: Final = {
     "fill": "executors",
     "fill_array": "flow",
     "fill_segment": "write",
+    "fill_share": "shares",
     "fill_task": "tasks",
     "filler": "fillers",
     "load": "loading",
@@ -84,6 +86,7 @@ __all__ = [
     "fill",
     "fill_array",
     "fill_segment",
+    "fill_share",
     "fill_task",
     "filler",
     "load",

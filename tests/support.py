@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib.util
 import itertools
 import json
 import math
@@ -33,7 +32,6 @@ from flowmap.records import FINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import ModuleType
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -287,18 +285,6 @@ def let_others_in(path: Path) -> None:
 def script(text: str, *arguments: object) -> list[str]:
     """Return the command of a Python program given as text, with its arguments."""
     return [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
-
-
-def flow_module(name: str) -> ModuleType:
-    """Return a script of `flows` as a module; that is a folder of scripts, not a package."""
-    script = Path(__file__).parents[1] / "flows" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_under_test", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def environment() -> dict[str, str]:

@@ -7,22 +7,16 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import mapped_segments as example
 import numpy as np
 import pytest
 from scipy.special import ellipkm1
-from support import environment, flow_module, run, start, states
+from support import environment, run, start, states
 
 import flowmap
 
 SCRIPT = Path(__file__).parent.parent / "flows" / "mapped_segments.py"
-
-
-@pytest.fixture(scope="module")
-def example() -> Any:
-    """Return the script as a module."""
-    return flow_module("mapped_segments")
 
 
 def command(folder: Path, rows: int, processes: int = 6) -> list[str]:
@@ -31,7 +25,7 @@ def command(folder: Path, rows: int, processes: int = 6) -> list[str]:
     return [sys.executable, str(SCRIPT), *map(str, options)]
 
 
-def test_as_it_is_run(tmp_path: Path, example: Any) -> None:
+def test_as_it_is_run(tmp_path: Path) -> None:
     """Both ways give every row, and it is the one that SciPy's elliptic integral gives."""
     done = run(command(tmp_path, 10_001))
     assert done.returncode == 0, done
@@ -84,7 +78,7 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     assert "pendulum_windows.npy has the same rows" in again.stdout
 
 
-def test_a_process_that_dies(tmp_path: Path, example: Any) -> None:
+def test_a_process_that_dies(tmp_path: Path) -> None:
     """One process that dies costs its segment; the run says so, and the next one fills it."""
     target = flowmap.allocate(tmp_path / "pendulum.npy", 1000, example.ROW, segments=4)
     calls = [(segment, 1000) for segment in target.segments]

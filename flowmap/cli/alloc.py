@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from flowmap import sentinels
 from flowmap.alloc import Exist, allocate
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import quoted, say, say_json
@@ -13,6 +14,7 @@ from flowmap.cli.parameters import (
     FillerName,
     Flag,
     Segments,
+    SentinelPath,
     Shape,
     TargetPath,
 )
@@ -38,6 +40,7 @@ def alloc(
     checkpoint_seconds: float = 30,
     filler: FillerName = None,
     arguments: Arguments = None,
+    sentinel: SentinelPath = None,
     as_json: AsJson = False,
 ) -> Exit:
     """Allocate an array: one .npy file of its final size, and the records beside it.
@@ -59,6 +62,7 @@ def alloc(
         checkpoint_seconds: Seconds between syncs within a segment.
     """
     began = time.time()
+    place = None if sentinel is None else sentinels.place_of(sentinel, path)
     target = allocate(
         path,
         shape,
@@ -74,6 +78,8 @@ def alloc(
         filler=filler,
         arguments=arguments,
     )
+    if place is not None:
+        sentinels.write(place, target)
     summary = Summary.of(target)
     new = target.job.made["time"] >= began
     if as_json:

@@ -9,22 +9,30 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 
-from flowmap import human
-from flowmap.cli.choosing import SegmentNames, chosen_segments
+from flowmap import human, sentinels
+from flowmap.choosing import segments_of
 from flowmap.cli.display import Display
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import err, quoted, say, say_json
-from flowmap.cli.parameters import Arguments, AsJson, FillerName, Flag, Quiet, TargetPath
-from flowmap.errors import FlowmapError, InvalidArgumentError
-from flowmap.executors import failed, refuse_other_work
+from flowmap.cli.parameters import (
+    Arguments,
+    AsJson,
+    FillerName,
+    Flag,
+    Quiet,
+    SegmentNames,
+    SentinelPath,
+    TargetPath,
+)
+from flowmap.errors import InvalidArgumentError
 from flowmap.executors import fill as fill_job
+from flowmap.executors import refuse_other_work
 from flowmap.recalling import recalled
 from flowmap.segments import Segment
-from flowmap.stopping import stoppable
+from flowmap.shares import fill_here
 from flowmap.summary import Summary
 from flowmap.target import Target, open_target
 from flowmap.work import Work
-from flowmap.write import fill_work
 
 Executor = Annotated[
     str,
@@ -41,6 +49,7 @@ def fill(
     segment: SegmentNames = None,
     executor: Executor = "processes",
     workers: int | None = None,
+    sentinel: SentinelPath = None,
     pilot: Flag = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -62,6 +71,7 @@ def fill(
         quiet: Show no progress, also on a terminal.
     """
     target = open_target(path)
+    place = None if sentinel is None else sentinels.place_of(sentinel, path)
     if filler is None and arguments is not None:
         raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
     work = recalled(target) if filler is None else Work.of(filler, arguments)
@@ -76,7 +86,7 @@ def fill(
             say(str(estimate))
         return Exit.DONE
     before, began = target.status(), time.monotonic()
-    chosen = None if segment is None else chosen_segments(target, segment)
+    chosen = None if segment is None else segments_of(target, segment)
     try:
         with _shown(target, quiet=quiet or as_json):
             if chosen is None:
@@ -89,10 +99,12 @@ def fill(
                     name="flowmap fill",
                 )
             else:
-                _fill_here(target, chosen, work)
+                fill_here(target, chosen, work)
     except KeyboardInterrupt:
         _tell_of_interrupt(target)
         raise
+    if place is not None:
+        sentinels.write(place, target, target.segments if chosen is None else chosen)
     result = _Result(target, before, time.monotonic() - began)
     if as_json:
         say_json(result.document())
@@ -110,25 +122,6 @@ def _shown(target: Target, *, quiet: bool) -> Iterator[None]:
         return
     with Display(target):
         yield
-
-
-def _fill_here(target: Target, segments: list[Segment], work: Work) -> None:
-    """Fill segments in this process; one that fails does not stop the others.
-
-    Raises:
-        FlowmapError: The one that failed; a `SegmentsFailedError` of several.
-    """
-    failures: dict[Segment, BaseException] = {}
-    with stoppable():
-        for segment in segments:
-            try:
-                fill_work(segment, work)
-            except FlowmapError as error:
-                failures[segment] = error
-                if len(segments) == 1:
-                    raise
-    if failures:
-        raise failed(failures, len(target.segments), target)
 
 
 def _tell_of_interrupt(target: Target) -> None:

@@ -126,6 +126,18 @@ FillerName = Annotated[
 Arguments = Annotated[
     Any, Parameter(converter=_arguments, help='Of the filler, in JSON: `{"seed": 1}`.')
 ]
+SegmentNames = Annotated[
+    list[str] | None,
+    Parameter(
+        negative="",
+        help="A number as in status, 7; several, 10-19; or a share of all, 3-of-64, as "
+        "Snakemake names a scattered item.",
+    ),
+]
+SentinelPath = Annotated[
+    Path | None,
+    Parameter(help="A file that is written once it is done: for Snakemake and its kind."),
+]
 _FLAG: Final = Parameter(negative="", show_default=False)
 Flag = Annotated[bool, _FLAG]
 AsJson = Annotated[

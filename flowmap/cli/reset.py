@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from flowmap.choosing import segments_of
 from flowmap.cli.asking import ask
-from flowmap.cli.choosing import SegmentNames, chosen_segments
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import quoted, say, say_json
-from flowmap.cli.parameters import AsJson, Flag, TargetPath, Yes
+from flowmap.cli.parameters import AsJson, Flag, SegmentNames, TargetPath, Yes
 from flowmap.errors import InvalidArgumentError
 from flowmap.resetting import reset as reset_segments
 from flowmap.target import open_target
@@ -33,7 +33,7 @@ def reset(
     """
     target = open_target(path)
     table = target.status()
-    chosen = chosen_segments(target, segments or [])
+    chosen = segments_of(target, segments or [])
     if failed:
         (bad,) = np.nonzero(np.isin(table["state"], ["failed", "damaged"]))
         indices = {segment.index for segment in chosen} | set(bad.tolist())

@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Group
 from rich.live import Live
 
-from flowmap.cli.choosing import SegmentNames, chosen_segments
+from flowmap.choosing import segments_of
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import out, quoted, say, say_json
-from flowmap.cli.parameters import AsJson, TargetPath, Watch
+from flowmap.cli.parameters import AsJson, SegmentNames, TargetPath, Watch
 from flowmap.cli.picture import (
     Pace,
     details,
@@ -55,7 +55,7 @@ def status(
         interval: Seconds between two looks.
     """
     target = open_target(path)
-    chosen = None if segment is None else chosen_segments(target, segment)
+    chosen = None if segment is None else segments_of(target, segment)
     if watch:
         if as_json or chosen is not None:
             raise InvalidArgumentError("--watch goes with neither --json nor --segment.")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import parameter_sweep
 import pytest
 
-if TYPE_CHECKING:
-    from prefect_layer.conftest import Server
+import flowmap
 
-SCRIPT = Path(__file__).resolve().parents[2] / "flows" / "parameter_sweep.py"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect_layer.conftest import Server
 
 READ = """
 import sys
@@ -27,22 +28,11 @@ print(rows.shape, rows.dtype["trace"].shape, int(rows["spikes"].sum()))
 
 @pytest.fixture
 def sweep(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import the script, with a plane of 6 currents and 4 temperatures."""
-    spec = importlib.util.spec_from_file_location("parameter_sweep", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "parameter_sweep", module)
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # where the workers will find it
-    spec.loader.exec_module(module)
-    for name, value in {
-        "current_count": 6,
-        "temperature_count": 4,
-        "duration_ms": 30.0,
-    }.items():
-        monkeypatch.setitem(module.ARGUMENTS, name, value)
-    monkeypatch.setattr(module, "SEGMENTS", 4)
-    return module
+    """Return the script, with a plane of 6 currents and 4 temperatures."""
+    plane = {"current_count": 6, "temperature_count": 4, "duration_ms": 30.0}
+    monkeypatch.setattr(parameter_sweep, "ARGUMENTS", parameter_sweep.ARGUMENTS | plane)
+    monkeypatch.setattr(parameter_sweep, "SEGMENTS", 4)
+    return parameter_sweep
 
 
 def test_sweep_runs_prints_and_resumes(
@@ -69,7 +59,7 @@ def test_sweep_runs_prints_and_resumes(
     assert "0 of 4 segments to compute" in capsys.readouterr().out
 
     whole = np.zeros(24, sweep.ROW)
-    sweep.squid_axon(whole, sweep.flowmap.Block(0, 24), **sweep.ARGUMENTS)
+    sweep.squid_axon(whole, flowmap.Block(0, 24), **sweep.ARGUMENTS)
     assert np.load(path).tobytes() == whole.tobytes()
 
 

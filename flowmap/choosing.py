@@ -1,11 +1,9 @@
-"""Naming segments on the command line."""
+"""Naming segments, and shares of them, in text."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Final
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import InvalidArgumentError
 
@@ -15,21 +13,12 @@ if TYPE_CHECKING:
     from flowmap.segments import Segment
     from flowmap.target import Target
 
-SegmentNames = Annotated[
-    list[str] | None,
-    Parameter(
-        negative="",
-        help="A number as in status, 7; several, 10-19; or a share of all, 3-of-64, as "
-        "Snakemake names a scattered item.",
-    ),
-]
-
 _NUMBER: Final = re.compile(r"\d+")
 _RANGE: Final = re.compile(r"(\d+)-(\d+)")
 _SHARE: Final = re.compile(r"(\d+)-of-(\d+)")
 
 
-def chosen_segments(target: Target, names: Sequence[str]) -> list[Segment]:
+def segments_of(target: Target, names: Sequence[str]) -> list[Segment]:
     """Return the segments that some names stand for, each once, in order.
 
     "7" is the segment with that number, counted from 0 as everywhere; "10-19" are ten; "all"
