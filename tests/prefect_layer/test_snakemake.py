@@ -1,0 +1,310 @@
+"""The Snakefile, the wrapper and the scripts of `workflows/`, with the real Snakemake."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import parameter_sweep
+import pytest
+import squid_axon
+from prefect_layer.conftest import BIN, ROOT, until
+
+import flowmap
+
+if TYPE_CHECKING:
+    from prefect_layer.conftest import Server
+
+SNAKEMAKE = Path(sys.prefix) / "snakemake" / "bin" / "snakemake"
+"""In an environment of its own, as users have it."""
+
+pytestmark = pytest.mark.skipif(
+    not SNAKEMAKE.exists(), reason="needs Snakemake: make .venv/snakemake.ready"
+)
+
+PLANE = {"current_max": 60.0, "temperature_min": 3.0, "duration_ms": 1.0}
+"""A sweep that takes no time, but for as many rows as the real one has."""
+
+GROWING = "results/parameter_sweep.growing.npy"
+FINAL = "results/parameter_sweep.npy"
+
+
+class Workflow:
+    """A copy of the Snakefile and of the fillers beside it, to be run with other arguments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "workflows"
+
+    @classmethod
+    def made(cls, folder: Path, **plane: float) -> Workflow:
+        """Copy what is in the project into a folder that exists."""
+        for name in ("workflows", "flows"):
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("results", ".snakemake")
+            )
+        workflow = cls(folder)
+        workflow.configure(**PLANE | plane)
+        return workflow
+
+    def configure(self, **plane: float) -> None:
+        """Set arguments of the filler, those of the configuration being the others."""
+        lines = "".join(f"  {name}: {value}\n" for name, value in plane.items())
+        (self.folder / "other.yaml").write_text(f"arguments:\n{lines}")
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command that runs it on two cores."""
+        return [str(SNAKEMAKE), "--cores", "2", "--configfile", "other.yaml", *words]
+
+    def run(self, *words: str, code: int = 0, **variables: str) -> str:
+        """Run it to its end, and return what Snakemake said."""
+        done = subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=environment() | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        logs = "".join(log.read_text() for log in self.folder.glob("logs/**/*.log"))
+        assert done.returncode == code, said + logs
+        return said
+
+    @property
+    def target(self) -> flowmap.Target:
+        """The array as it grows."""
+        return flowmap.open_target(self.folder / GROWING)
+
+    def sentinels(self) -> set[str]:
+        """Return the items that have a sentinel."""
+        return {file.stem for file in (self.folder / "results" / "filled").glob("*.json")}
+
+
+def environment() -> dict[str, str]:
+    """Return an environment with `flowmap` on the PATH, and nothing else of this one's."""
+    mine = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return mine | {"PATH": f"{BIN}{os.pathsep}{mine['PATH']}"}
+
+
+def jobs_of(said: str) -> dict[str, int]:
+    """Return how many jobs of each rule Snakemake says it has to do."""
+    table = said.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def expected(**plane: float) -> bytes:
+    """Return the rows that the filler gives, computed here."""
+    arguments = parameter_sweep.ARGUMENTS | PLANE | plane
+    rows = np.zeros(24_960, squid_axon.ROW)
+    for start in range(0, len(rows), 480):
+        block = flowmap.Block(start, start + 480)
+        squid_axon.squid_axon(rows[start : start + 480], block, **arguments)
+    return rows.tobytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the workflow once, from its own folder; return the folder that has all of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    said = Workflow.made(folder).run()
+    assert jobs_of(said) == {"all": 1, "allocate": 1, "fill": 13, "validate": 1}
+    return folder
+
+
+@pytest.fixture
+def done(whole: Path, tmp_path: Path) -> Workflow:
+    """Return a copy of the workflow that has run, times and links and all."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", whole, folder], check=True)
+    return Workflow(folder)
+
+
+def test_whole_run(done: Workflow) -> None:
+    """The array appears under its name, right and read-only, and each job leaves its traces."""
+    rows = np.load(done.folder / FINAL)
+    assert rows.tobytes() == expected()
+    assert (done.folder / FINAL).samefile(done.folder / GROWING)
+    assert done.sentinels() == {f"{item}-of-13" for item in range(1, 14)}
+    for item in done.sentinels():
+        log = (done.folder / "logs" / "fill" / f"{item}.log").read_text()
+        assert log.startswith("1,920 rows were filled"), log
+        assert "\x1b" not in log
+        timed = (done.folder / "benchmarks" / "fill" / f"{item}.tsv").read_text()
+        assert timed.startswith("s\th:m:s")
+    assert "is valid: digest" in (done.folder / "logs" / "validate.log").read_text()
+
+
+def test_nothing_is_left_to_be_done(done: Workflow) -> None:
+    """A dry run says so, also after a change of the filler that nobody called another version."""
+    assert "Nothing to be done" in done.run("--dry-run")
+    with (done.folder.parent / "flows" / "squid_axon.py").open("a") as file:
+        file.write("\n# A comment.\n")
+    assert "Nothing to be done" in done.run("--dry-run")
+
+
+def test_other_number_of_items(done: Workflow) -> None:
+    """The new items have their sentinels, and none of them computes anything."""
+    job, before = done.target.job.id, (done.folder / FINAL).read_bytes()
+    said = done.run("--set-scatter", "sweep=5")
+    assert jobs_of(said) == {"all": 1, "fill": 5, "validate": 1}
+    assert done.target.job.id == job
+    assert (done.target.status()["attempt"] == 1).all()
+    assert {f"{item}-of-5" for item in range(1, 6)} < done.sentinels()
+    assert (done.folder / FINAL).read_bytes() == before
+
+
+def test_other_parameters(done: Workflow) -> None:
+    """Both take it for another job: all is done anew, and the old array stays until then."""
+    job = done.target.job.id
+    done.configure(**PLANE | {"temperature_min": 4.0})
+    said = done.run("--dry-run")
+    assert jobs_of(said) == {"all": 1, "allocate": 1, "fill": 13, "validate": 1}
+    assert "Params have changed" in said
+    done.run("results/allocated.json")
+    assert done.target.job.id != job
+    assert len(done.target.pending()) == 52
+    assert np.load(done.folder / FINAL).tobytes() == expected()
+    done.run()
+    assert np.load(done.folder / FINAL).tobytes() == expected(temperature_min=4.0)
+
+
+def test_allocating_again(done: Workflow) -> None:
+    """Forced, it attaches to the job; a lost sentinel comes back; nothing is computed again."""
+    job = done.target.job.id
+    (done.folder / "results" / "filled" / "3-of-13.json").unlink()
+    done.run("--forcerun", "allocate")
+    assert done.target.job.id == job
+    assert (done.target.status()["attempt"] == 1).all()
+    assert "Nothing to be done" in done.run("--dry-run")
+
+
+def test_array_that_was_deleted(done: Workflow) -> None:
+    """What the sentinels say is not believed of an array that began anew."""
+    shutil.rmtree(done.folder / f"{GROWING}.flowmap")
+    (done.folder / GROWING).unlink()
+    said = done.run("--forcerun", "validate", code=1)
+    assert "Error in rule validate" in said
+    assert "flowmap alloc" in (done.folder / "logs" / "validate.log").read_text()
+    done.run("--forcerun", "allocate")
+    assert np.load(done.folder / FINAL).tobytes() == expected()
+
+
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    """After kill -9 of everything the same command computes only what is missing."""
+    workflow = Workflow.made(tmp_path, duration_ms=10.0)
+    process = subprocess.Popen(
+        workflow.command(),
+        cwd=workflow.folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: len(workflow.sentinels()) > 2, "three items are filled")
+    finally:
+        session = subprocess.run(
+            ["pgrep", "--session", str(process.pid)], capture_output=True, text=True, check=True
+        )
+        for pid in map(int, session.stdout.split()):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    status = workflow.target.status()
+    done = np.flatnonzero(status["state"] == "done")
+    assert 12 <= len(done) < 52
+    vouched = len(workflow.sentinels())
+    assert "Unlocking" in workflow.run("--unlock")
+    said = workflow.run("--rerun-incomplete")
+    assert jobs_of(said)["fill"] == 13 - vouched
+    again = workflow.target.status()
+    assert (again["attempt"][done] == 1).all()
+    assert (again["finished"][done] == status["finished"][done]).all()
+    assert np.load(workflow.folder / FINAL).tobytes() == expected(duration_ms=10.0)
+
+
+def test_failing_segment(tmp_path: Path) -> None:
+    """With --keep-going all others are filled; it is tried again, and mended by itself."""
+    workflow = Workflow.made(tmp_path)
+    filler = tmp_path / "flows" / "squid_axon.py"
+    right = filler.read_text()
+    broken = "    if block.start == 9600:\n        raise ValueError('no such membrane')\n    t, c ="
+    filler.write_text(right.replace("    t, c =", broken, 1))
+    said = workflow.run("--keep-going", code=1)
+    assert "Error in rule fill" in said
+    assert jobs_of(said)["fill"] == 13
+    assert workflow.sentinels() == {f"{n}-of-13" for n in range(1, 14)} - {"6-of-13"}
+    log = (workflow.folder / "logs" / "fill" / "6-of-13.log").read_text()
+    assert "segment 0020" in log
+    assert "no such membrane" in log
+    attempts = workflow.target.status()["attempt"].tolist()
+    assert attempts[20] == 3, "tried again twice"
+    assert attempts[:20] + attempts[21:] == [1] * 51
+    assert not (workflow.folder / FINAL).exists()
+    filler.write_text(right)
+    assert jobs_of(workflow.run())["fill"] == 1
+    assert np.load(workflow.folder / FINAL).tobytes() == expected()
+
+
+SUBMIT = """#!/bin/sh
+# As a batch system does: it takes a script of a job, says its number, and runs it some time later.
+setsid "$1" >"jobs/$$" 2>&1 &
+echo $!
+"""
+
+
+def test_on_a_cluster(tmp_path: Path) -> None:
+    """Each job of the batch system has several items, by the executor of Snakemake's for them."""
+    workflow = Workflow.made(tmp_path)
+    (workflow.folder / "jobs").mkdir()
+    submit = workflow.folder / "submit.sh"
+    submit.write_text(SUBMIT)
+    submit.chmod(0o755)
+    workflow.run(
+        *("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "./submit.sh"),
+        *("--jobs", "2", "--seconds-between-status-checks", "1", "--latency-wait", "30"),
+        *("--group-components", "fill=5"),
+    )
+    assert len(list((workflow.folder / "jobs").iterdir())) == 5, "allocate, three groups, validate"
+    assert np.load(workflow.folder / FINAL).tobytes() == expected()
+
+
+def test_same_bytes_from_prefect(
+    done: Workflow, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the flow of `flows/parameter_sweep.py`, and by the rule that hands over to Prefect."""
+    said = done.run("results/by_prefect.npy", PREFECT_API_URL=server.url)
+    assert jobs_of(said) == {"prefect": 1}
+    other = done.folder / "by_flow.npy"
+    monkeypatch.setattr(parameter_sweep, "ARGUMENTS", parameter_sweep.ARGUMENTS | PLANE)
+    parameter_sweep.parameter_sweep(str(other), workers=2)
+    snakemakes = (done.folder / FINAL).read_bytes()
+    assert (done.folder / "results" / "by_prefect.npy").read_bytes() == snakemakes
+    assert other.read_bytes() == snakemakes
+    runs = [server.newest_run(), server.ask("flow_runs/filter", sort="START_TIME_DESC", limit=2)[1]]
+    assert [run["state_type"] for run in runs] == ["COMPLETED"] * 2
+
+
+def test_wrapper(tmp_path: Path) -> None:
+    """Its own test, as the repository of Snakemake's wrappers runs it."""
+    folder = ROOT / "workflows" / "wrappers" / "utils" / "flowmap"
+    assert {file.name for file in folder.iterdir()} == {
+        *("wrapper.py", "meta.yaml", "environment.yaml", "test"),
+    }
+    shutil.copytree(folder, tmp_path / "prefix" / "master" / "utils" / "flowmap")
+    shutil.copytree(folder / "test", tmp_path / "run")
+    workflow = Workflow(tmp_path)
+    workflow.folder = tmp_path / "run"
+    workflow.configure()
+    workflow.run("--wrapper-prefix", f"file://{tmp_path}/prefix/")
+    rows = np.load(tmp_path / "run" / "out.npy")
+    assert np.array_equal(rows, np.repeat(np.arange(5, 1005, dtype="<f4")[:, None], 3, axis=1))
+    assert "Nothing to be done" in workflow.run(
+        "--dry-run", "--wrapper-prefix", f"file://{tmp_path}/prefix/"
+    )

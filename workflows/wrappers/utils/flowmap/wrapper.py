@@ -1,0 +1,29 @@
+"""Snakemake wrapper for flowmap: allocates one big .npy file, fills a share of it, validates it."""
+
+__author__ = "The authors of flowmap"
+__copyright__ = "Copyright 2026, the authors of flowmap"
+__license__ = "BSD-3-Clause"
+
+import json
+import shlex
+
+from snakemake.shell import shell
+
+log = snakemake.log_fmt_shell(stdout=True, stderr=True)
+options = dict(snakemake.params.items())
+command, target = options.pop("command"), options.pop("target")
+extra = options.pop("extra", "")
+
+words = ["flowmap", command, target]
+if command == "fill":
+    words += ["--segment", snakemake.wildcards.scatteritem]
+for name, value in options.items():
+    text = value if isinstance(value, str) else json.dumps(value)
+    words += [f"--{name.replace('_', '-')}", text]
+if command != "validate":
+    words += ["--sentinel", snakemake.output[0]]
+shell(f"{shlex.join(words)} {extra} {log}")
+
+if command == "validate":  # a link takes no space; it is newer than the sentinels once touched
+    array, final = shlex.quote(target), shlex.quote(snakemake.output[0])
+    shell(f"ln -f {array} {final} && touch {final}")
