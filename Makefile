@@ -4,16 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest campaign bench session clean
+.PHONY: run test lint types layers pytest campaign bench session rulegraph clean
 
 run: .venv/run.ready
 	$(BIN)/python flows/parameter_sweep.py
 
 test: lint types layers pytest
 
-lint: .venv/test.ready
+lint: .venv/test.ready .venv/snakemake.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	.venv/snakemake/bin/snakefmt --quiet --check workflows
 
 types: .venv/test.ready
 	$(BIN)/mypy
@@ -21,7 +22,7 @@ types: .venv/test.ready
 layers: .venv/test.ready
 	$(BIN)/lint-imports
 
-pytest: .venv/test.ready
+pytest: .venv/test.ready .venv/snakemake.ready
 	$(BIN)/pytest -n 3 --dist worksteal -m "not campaign"
 
 # Takes two hours, and root: every fault in numbers, in parts of which two run at a time. Each that
@@ -51,9 +52,20 @@ campaign-%: .venv/test.ready
 	$(PIP_INSTALL) -e '.[bench]'
 	touch $@ .venv/run.ready
 
+# Snakemake has an environment of its own, as its users have it.
+.venv/snakemake.ready: pyproject.toml workflows/constraints.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/snakemake
+	.venv/snakemake/bin/python -m pip install --quiet --disable-pip-version-check -c workflows/constraints.txt \
+		-e . snakemake snakemake-executor-plugin-cluster-generic snakefmt
+	touch $@
+
 # Records the picture of a session that the README shows, from a real one.
 session: .venv/test.ready
 	PYTHONPATH=tests $(BIN)/python tests/cli/session.py docs/session.svg
+
+# Draws the rules of the Snakefile, for docs/snakemake.md; needs graphviz.
+rulegraph: .venv/snakemake.ready
+	cd workflows && ../.venv/snakemake/bin/snakemake --rulegraph | dot -Grankdir=LR -Tsvg >../docs/rulegraph.svg
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

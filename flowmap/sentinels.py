@@ -99,7 +99,6 @@ def _document(target: Target, segments: Sequence[Segment]) -> dict[str, Any]:
     return {
         "kind": _KIND,
         "format": FORMAT,
-        "path": str(target.path),
         "job": target.job.id,
         "segments": {str(s.index): str(status["digest"][s.index]) for s in segments},
     }

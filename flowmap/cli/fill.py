@@ -105,11 +105,11 @@ def fill(
         raise
     if place is not None:
         sentinels.write(place, target, target.segments if chosen is None else chosen)
-    result = _Result(target, before, time.monotonic() - began)
+    result = _Result(target, before, chosen, time.monotonic() - began)
     if as_json:
         say_json(result.document())
     elif not (quiet and chosen is not None):
-        result.tell(path, chosen)
+        result.tell(path)
     return Exit.DONE
 
 
@@ -138,6 +138,7 @@ class _Result:
 
     target: Target
     before: Any
+    chosen: list[Segment] | None
     seconds: float
 
     def document(self) -> dict[str, Any]:
@@ -148,9 +149,12 @@ class _Result:
         now = self.target.status()
         damaged = self.before["state"] == "damaged"  # whose rows were computed anew
         kept = np.where(damaged, 0, self.before["rows_done"])
-        return int((now["rows_done"] - kept).clip(0).sum())
+        filled = (now["rows_done"] - kept).clip(0)
+        if self.chosen is not None:  # others may have filled what is not in this share
+            filled = filled[[segment.index for segment in self.chosen]]
+        return int(filled.sum())
 
-    def tell(self, path: Any, chosen: list[Segment] | None) -> None:
+    def tell(self, path: Any) -> None:
         summary, rows = Summary.of(self.target), self._rows_filled()
         ready = summary.counts["done"] + summary.counts["written"]
         nbytes = rows * self.target.job.layout.row_bytes
@@ -162,5 +166,5 @@ class _Result:
             )
         state = "" if rows else "Nothing to do: "
         say(f"{state}{ready} of {summary.segments} segments of {path} are done.")
-        if chosen is None and summary.state != "valid":
+        if self.chosen is None and summary.state != "valid":
             say(f"Next: flowmap validate {quoted(path)}")

@@ -217,6 +217,44 @@ def test_shares_as_snakemake_names_them(command: Command) -> None:
     assert flowmap.open_target("other.npy").pending() == []
 
 
+def test_rows_that_others_fill_meanwhile(command: Command, folder: Path) -> None:
+    """Are not told as those of this share."""
+    command("alloc", "out.npy", "--shape", "40", "--segments", "4")
+    (folder / "beside.py").write_text(BESIDE)
+    words = ["fill", "out.npy", "--segment", "1-of-4", "--filler", "beside.py:beside"]
+    said = command(*words, "--json")
+    assert said.json["rows_filled"] == 10
+    assert said.json["counts"]["done"] == 2
+
+
+BESIDE = """
+import flowmap
+
+
+@flowmap.filler
+def beside(out, block):
+    if block.start == 0:
+        flowmap.fill_segment(flowmap.open_target("out.npy").segments[3], beside)
+"""
+
+
+def test_sentinels(command: Command, folder: Path) -> None:
+    """They appear when it is done, and nothing is done where they cannot be."""
+    alloc = ["alloc", "out.npy", "--shape", "40", "--segments", "4", "--filler", "arange"]
+    said = command(*alloc, "--sentinel", "no/allocated.json")
+    assert (said.code, "make it first" in said.err) == (2, True)
+    assert not (folder / "out.npy").exists()
+    assert command(*alloc, "--sentinel", "allocated.json").code == 0
+    assert json.loads((folder / "allocated.json").read_text())["segments"] == {}
+    said = command("fill", "out.npy", "--sentinel", "fillers.py")
+    assert (said.code, "no sentinel" in said.err) == (2, True)
+    assert len(flowmap.open_target("out.npy").pending()) == 4
+    assert command("fill", "out.npy", "--sentinel", "all.json").code == 0
+    vouched = json.loads((folder / "all.json").read_text())
+    assert list(vouched["segments"]) == ["0", "1", "2", "3"]
+    assert vouched["job"] == flowmap.open_target("out.npy").job.id
+
+
 @pytest.mark.parametrize("name", ["10", "-1", "3-2", "0-of-4", "5-of-4", "x", "1-10", ""])
 def test_names_of_no_segments(command: Command, name: str) -> None:
     """Are refused, with what a name looks like."""

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import parameter_sweep
 import pytest
 import squid_axon
+from markdown_it import MarkdownIt
 from prefect_layer.conftest import BIN, ROOT, until
 
 import flowmap
@@ -35,6 +36,8 @@ PLANE = {"current_max": 60.0, "temperature_min": 3.0, "duration_ms": 1.0}
 GROWING = "results/parameter_sweep.growing.npy"
 FINAL = "results/parameter_sweep.npy"
 
+UNTRACKED = shutil.ignore_patterns("results", "logs", "benchmarks", ".snakemake", "__pycache__")
+
 
 class Workflow:
     """A copy of the Snakefile and of the fillers beside it, to be run with other arguments."""
@@ -47,7 +50,9 @@ class Workflow:
         """Copy what is in the project into a folder that exists."""
         for name in ("workflows", "flows"):
             shutil.copytree(
-                ROOT / name, folder / name, ignore=shutil.ignore_patterns("results", ".snakemake")
+                ROOT / name,
+                folder / name,
+                ignore=UNTRACKED,
             )
         workflow = cls(folder)
         workflow.configure(**PLANE | plane)
@@ -60,7 +65,7 @@ class Workflow:
 
     def command(self, *words: str) -> list[str]:
         """Return the command that runs it on two cores."""
-        return [str(SNAKEMAKE), "--cores", "2", "--configfile", "other.yaml", *words]
+        return [str(SNAKEMAKE), *words, "--cores", "2", "--configfile", "other.yaml"]
 
     def run(self, *words: str, code: int = 0, **variables: str) -> str:
         """Run it to its end, and return what Snakemake said."""
@@ -96,7 +101,9 @@ def environment() -> dict[str, str]:
 def jobs_of(said: str) -> dict[str, int]:
     """Return how many jobs of each rule Snakemake says it has to do."""
     table = said.partition("Job stats:")[2].partition("total")[0]
-    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return {
+        rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
+    }
 
 
 def expected(**plane: float) -> bytes:
@@ -142,7 +149,7 @@ def test_whole_run(done: Workflow) -> None:
 
 
 def test_nothing_is_left_to_be_done(done: Workflow) -> None:
-    """A dry run says so, also after a change of the filler that nobody called another version."""
+    """A dry run says so, also after a change of the filler that is no new version."""
     assert "Nothing to be done" in done.run("--dry-run")
     with (done.folder.parent / "flows" / "squid_axon.py").open("a") as file:
         file.write("\n# A comment.\n")
@@ -191,7 +198,7 @@ def test_array_that_was_deleted(done: Workflow) -> None:
     (done.folder / GROWING).unlink()
     said = done.run("--forcerun", "validate", code=1)
     assert "Error in rule validate" in said
-    assert "flowmap alloc" in (done.folder / "logs" / "validate.log").read_text()
+    assert "no target here" in (done.folder / "logs" / "validate.log").read_text()
     done.run("--forcerun", "allocate")
     assert np.load(done.folder / FINAL).tobytes() == expected()
 
@@ -220,9 +227,9 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     done = np.flatnonzero(status["state"] == "done")
     assert 12 <= len(done) < 52
     vouched = len(workflow.sentinels())
-    assert "Unlocking" in workflow.run("--unlock")
+    assert "Unlocked" in workflow.run("--unlock")
     said = workflow.run("--rerun-incomplete")
-    assert jobs_of(said)["fill"] == 13 - vouched
+    assert 13 - vouched <= jobs_of(said)["fill"] <= 13 - vouched + 2, "what it did not note"
     again = workflow.target.status()
     assert (again["attempt"][done] == 1).all()
     assert (again["finished"][done] == status["finished"][done]).all()
@@ -234,7 +241,9 @@ def test_failing_segment(tmp_path: Path) -> None:
     workflow = Workflow.made(tmp_path)
     filler = tmp_path / "flows" / "squid_axon.py"
     right = filler.read_text()
-    broken = "    if block.start == 9600:\n        raise ValueError('no such membrane')\n    t, c ="
+    broken = (
+        "    if block.start == 9600:\n        raise ValueError('no such membrane')\n    t, c ="
+    )
     filler.write_text(right.replace("    t, c =", broken, 1))
     said = workflow.run("--keep-going", code=1)
     assert "Error in rule fill" in said
@@ -253,14 +262,14 @@ def test_failing_segment(tmp_path: Path) -> None:
 
 
 SUBMIT = """#!/bin/sh
-# As a batch system does: it takes a script of a job, says its number, and runs it some time later.
+# As a batch system does: it takes the script of a job and tells its number at once.
 setsid "$1" >"jobs/$$" 2>&1 &
 echo $!
 """
 
 
 def test_on_a_cluster(tmp_path: Path) -> None:
-    """Each job of the batch system has several items, by the executor of Snakemake's for them."""
+    """Each job of the batch system has several items."""
     workflow = Workflow.made(tmp_path)
     (workflow.folder / "jobs").mkdir()
     submit = workflow.folder / "submit.sh"
@@ -271,7 +280,9 @@ def test_on_a_cluster(tmp_path: Path) -> None:
         *("--jobs", "2", "--seconds-between-status-checks", "1", "--latency-wait", "30"),
         *("--group-components", "fill=5"),
     )
-    assert len(list((workflow.folder / "jobs").iterdir())) == 5, "allocate, three groups, validate"
+    assert len(list((workflow.folder / "jobs").iterdir())) == 5, (
+        "allocate, three groups, validate"
+    )
     assert np.load(workflow.folder / FINAL).tobytes() == expected()
 
 
@@ -287,8 +298,40 @@ def test_same_bytes_from_prefect(
     snakemakes = (done.folder / FINAL).read_bytes()
     assert (done.folder / "results" / "by_prefect.npy").read_bytes() == snakemakes
     assert other.read_bytes() == snakemakes
-    runs = [server.newest_run(), server.ask("flow_runs/filter", sort="START_TIME_DESC", limit=2)[1]]
+    runs = [
+        server.newest_run(),
+        server.ask("flow_runs/filter", sort="START_TIME_DESC", limit=2)[1],
+    ]
     assert [run["state_type"] for run in runs] == ["COMPLETED"] * 2
+
+
+def test_script_of_the_how_to(tmp_path: Path) -> None:
+    """What it shows, pasted: a filler that is the script of a rule."""
+    parsed = MarkdownIt().parse((ROOT / "docs" / "snakemake.md").read_text())
+    shown = {token.info: token.content for token in parsed if token.type == "fence"}
+    assert shown.keys() == {"python", "snakemake"}
+    workflow = Workflow(tmp_path)
+    workflow.folder.mkdir()
+    workflow.configure()
+    (workflow.folder / "roots.py").write_text(shown["python"])
+    (workflow.folder / "Snakefile").write_text(shown["snakemake"])
+    workflow.run()
+    rows = np.load(workflow.folder / "roots.npy")
+    np.testing.assert_array_equal(rows, np.sqrt(np.arange(1000.0)))
+    assert "Nothing to be done" in workflow.run("--dry-run")
+
+
+def test_commands_of_the_readme() -> None:
+    """They are those that are tried here."""
+    for page in ("README.md", "docs/snakemake.md"):
+        assert "\n    cd workflows\n    snakemake --cores 2\n" in (ROOT / page).read_text()
+
+
+def test_rules_are_drawn() -> None:
+    """The picture has the rules that the Snakefile has for the array."""
+    drawn = (ROOT / "docs" / "rulegraph.svg").read_text()
+    for rule in ("allocate", "fill", "validate", "all"):
+        assert f">{rule}</text>" in drawn
 
 
 def test_wrapper(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Snakemake wrapper for flowmap: allocates one big .npy file, fills a share of it, validates it."""
+"""Snakemake wrapper for flowmap: allocates one big .npy file, fills and validates it."""
 
-__author__ = "The authors of flowmap"
-__copyright__ = "Copyright 2026, the authors of flowmap"
+__author__ = "The flowmap developers"
+__copyright__ = "Copyright 2026, the flowmap developers"
 __license__ = "BSD-3-Clause"
 
 import json
@@ -22,8 +22,9 @@ for name, value in options.items():
     words += [f"--{name.replace('_', '-')}", text]
 if command != "validate":
     words += ["--sentinel", snakemake.output[0]]
-shell(f"{shlex.join(words)} {extra} {log}")
+call = shlex.join(words)
+shell("{call} {extra} {log}")
 
 if command == "validate":  # a link takes no space; it is newer than the sentinels once touched
-    array, final = shlex.quote(target), shlex.quote(snakemake.output[0])
-    shell(f"ln -f {array} {final} && touch {final}")
+    array = shlex.quote(target)
+    shell("ln -f {array} {snakemake.output:q} && touch {snakemake.output:q}")
