@@ -14,7 +14,7 @@ test: lint types layers pytest
 lint: .venv/test.ready .venv/snakemake.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	.venv/snakemake/bin/snakefmt --quiet --check workflows
+	.venv/snakemake/bin/snakefmt --check workflows
 
 types: .venv/test.ready
 	$(BIN)/mypy
