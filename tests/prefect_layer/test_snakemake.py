@@ -17,6 +17,7 @@ import pytest
 import squid_axon
 from markdown_it import MarkdownIt
 from prefect_layer.conftest import BIN, ROOT, until
+from support import damage
 
 import flowmap
 
@@ -202,6 +203,18 @@ def test_array_that_was_deleted(done: Workflow) -> None:
     assert "Error in rule validate" in said
     assert "no target here" in (done.folder / "logs" / "validate.log").read_text()
     done.run("--forcerun", "allocate", *FEW)
+    assert np.load(done.folder / FINAL).tobytes() == expected()
+
+
+def test_damage_is_mended(done: Workflow) -> None:
+    """A validation that finds it fails; what fills computes that and nothing else."""
+    (done.folder / FINAL).unlink()
+    damage(done.target, 20)
+    said = done.run(code=1)
+    assert "Error in rule validate" in said
+    assert "segment 0020" in (done.folder / "logs" / "validate.log").read_text()
+    done.run("--forcerun", "fill")
+    assert np.flatnonzero(done.target.status()["attempt"] > 1).tolist() == [20]
     assert np.load(done.folder / FINAL).tobytes() == expected()
 
 
