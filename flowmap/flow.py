@@ -114,7 +114,7 @@ def fill_array(
     durability: Literal["segment", "end"] = "segment",
     executor: ExecutorName = "processes",
     workers: Count | None = None,
-    exist: Literal["resume", "error", "overwrite", "renew"] = "resume",
+    exist: Literal["resume", "error", "overwrite"] = "resume",
     fortran_order: bool = False,
     reserve: bool = True,
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0,
@@ -144,8 +144,8 @@ def fill_array(
         executor: Where the filler runs: in worker processes, in threads of the flow's own, or
             on a Dask cluster: the one at DASK_SCHEDULER_ADDRESS, else one of its own.
         workers: How many processes or threads. None: one a processor, or all of a cluster.
-        exist: If the file exists already: resume the same job, report an error, overwrite, as
-            other arguments need, or renew: resume the same job and overwrite any other.
+        exist: If the file exists already: resume the same job, report an error, or overwrite,
+            as other arguments need.
         fortran_order: Whether the last axis is the slow one, as in Fortran.
         reserve: Whether to reserve the disk space at the start, so that it cannot run out.
         checkpoint_seconds: Seconds between syncs within a segment: what a power cut costs.

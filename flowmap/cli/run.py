@@ -2,8 +2,8 @@
 
 import copy
 import logging
+from typing import Literal
 
-from flowmap.alloc import Exist
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Flag, Shape, TargetPath
@@ -25,7 +25,7 @@ def run(
     durability: Durability = "segment",
     executor: ExecutorName = "processes",
     workers: int | None = None,
-    exist: Exist = "resume",
+    exist: Literal["resume", "error", "overwrite"] = "resume",
     fortran_order: Flag = False,
     reserve: bool = True,
     checkpoint_seconds: float = 30,
@@ -44,8 +44,7 @@ def run(
         durability: When data is safe from a power cut.
         executor: Where the filler runs.
         workers: How many processes or threads; one for each processor if left out.
-        exist: If the file exists already: go on with the same job, report an error, replace, or
-            renew: go on with the same job and replace any other.
+        exist: If the file exists already: go on with the same job, report an error, or replace.
         fortran_order: Whether the last axis is the slow one, whose indices are the rows.
         reserve: Whether to reserve the disk space now, so that it cannot run out later.
         checkpoint_seconds: Seconds between syncs within a segment.
