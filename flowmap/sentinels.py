@@ -85,8 +85,9 @@ def write(place: Path, target: Target, segments: Sequence[Segment] = ()) -> None
         OtherJobError, NotFoundError, DamagedJobError, StorageError: As in `Target.status`; or
             it cannot be written.
     """
+    document = _document(target, segments)
     with told("cannot write the sentinel", place):
-        publish_json(place, _document(target, segments))
+        publish_json(place, document)
 
 
 def _document(target: Target, segments: Sequence[Segment]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flowmap.errors import (
     ForeignFileError,
     InvalidArgumentError,
     NotFoundError,
+    OtherJobError,
     OtherWorkError,
     SegmentsFailedError,
     WrongTypeError,
@@ -145,6 +146,16 @@ def test_other_work(target: Target, tmp_path: Path) -> None:
     with pytest.raises(OtherWorkError):
         flowmap.fill_share(target, "0", versioned, sentinel=tmp_path / "0.json")
     assert not (tmp_path / "0.json").exists()
+
+
+def test_overwritten_meanwhile(target: Target, tmp_path: Path) -> None:
+    """It is told as that, and not as a fault of the sentinel's."""
+    flowmap.fill_share(target, "all", ramp)
+    flowmap.allocate(target.path, 100, "<f8", segments=10, exist="overwrite")
+    place = sentinels.place_of(tmp_path / "all.json", target.path)
+    with pytest.raises(OtherJobError, match="allocated anew"):
+        sentinels.write(place, target, target.segments)
+    assert not place.exists()
 
 
 def test_opened_again_meanwhile(target: Target, tmp_path: Path) -> None:
