@@ -277,3 +277,18 @@ def test_an_error_without_a_signal_stays_itself() -> None:
     """Only who was asked to stop exits."""
     with pytest.raises(StoppedError, match="by itself"), stopping.stoppable():
         raise StoppedError("by itself")
+
+
+def test_a_handler_that_is_named_is_replaced() -> None:
+    """Prefect's raises wherever the main thread is; it is there again afterwards."""
+
+    def raising(*_: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, raising)
+    try:
+        with pytest.raises(SystemExit), stopping.stoppable(instead_of=raising):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is raising
+    finally:
+        signal.signal(signal.SIGTERM, before)
