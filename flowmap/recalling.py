@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,31 @@ from flowmap.errors import InvalidArgumentError
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flowmap.fillers import Filler
     from flowmap.target import Target
+
+
+def work_of(
+    target: Target, filler: Filler | str | None, arguments: Mapping[str, Any] | None
+) -> Work:
+    """Return the work that is asked for, the recalled one where no filler is named.
+
+    Args:
+        target: The target.
+        filler: The filler, or its name.
+        arguments: The filler's arguments by name.
+
+    Raises:
+        InvalidArgumentError: Arguments are given but no filler.
+        FlowmapError: As in `Work.of`, and in `recalled`.
+    """
+    if filler is not None:
+        return Work.of(filler, arguments)
+    if arguments is not None:
+        raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
+    return recalled(target)
 
 
 def recalled(target: Target) -> Work:

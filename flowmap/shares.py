@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from flowmap import sentinels
 from flowmap.choosing import segments_of
-from flowmap.errors import FlowmapError, InvalidArgumentError
+from flowmap.errors import FlowmapError
 from flowmap.executors import failed
-from flowmap.recalling import recalled
+from flowmap.recalling import work_of
 from flowmap.stopping import stoppable
 from flowmap.target import open_target
-from flowmap.work import Work
 from flowmap.write import fill_work
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from flowmap.records import SegmentRecord
     from flowmap.segments import Segment
     from flowmap.target import Target
+    from flowmap.work import Work
 
 
 def fill_share(
@@ -63,10 +63,7 @@ def fill_share(
     opened = open_target(target)
     place = None if sentinel is None else sentinels.place_of(sentinel, opened.path)
     segments = segments_of(opened, [share])
-    if filler is None and arguments is not None:
-        raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
-    work = recalled(opened) if filler is None else Work.of(filler, arguments)
-    records = fill_here(opened, segments, work)
+    records = fill_here(opened, segments, work_of(opened, filler, arguments))
     if place is not None:
         sentinels.write(place, opened, segments)
     return records

@@ -344,8 +344,7 @@ def publish_json(path: Path, document: dict[str, Any]) -> None:
         document: JSON values; a checksum is added.
     """
     with staged_json(path, document) as private:
-        private.rename(path)
-    sync_folder(path.parent)
+        put_in_place(private, path, replace=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -24,15 +24,13 @@ from flowmap.cli.parameters import (
     SentinelPath,
     TargetPath,
 )
-from flowmap.errors import InvalidArgumentError
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
-from flowmap.recalling import recalled
+from flowmap.recalling import work_of
 from flowmap.segments import Segment
 from flowmap.shares import fill_here
 from flowmap.summary import Summary
 from flowmap.target import Target, open_target
-from flowmap.work import Work
 
 Executor = Annotated[
     str,
@@ -72,9 +70,7 @@ def fill(
     """
     target = open_target(path)
     place = None if sentinel is None else sentinels.place_of(sentinel, path)
-    if filler is None and arguments is not None:
-        raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
-    work = recalled(target) if filler is None else Work.of(filler, arguments)
+    work = work_of(target, filler, arguments)
     if pilot:
         from flowmap.pilot import pilot as pilot_job  # noqa: PLC0415 -- for this alone
 
