@@ -75,6 +75,8 @@ def _panel(axes: Axes, case: Case, played: Played) -> None:
 
 
 def _color(case: Case, player: Contestant) -> str:
+    if player.name.startswith("flowmap"):  # also where it is the reference
+        return _FLOWMAP
     if player.name.startswith(case.reference):
         return _REFERENCE
     return _OTHER if player.peer else _FLOWMAP
