@@ -14,6 +14,7 @@ CONTESTANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "flowmap-threads": ("with_flowmap", {"executor": "threads"}),
     "pwrite": ("pwrite", {}),
     "pwrite-early": ("pwrite", {"early": True}),
+    "pwrite-hashed": ("pwrite", {"hashed": True}),
     "memmap": ("memmap", {}),
     "memmap-flush": ("memmap", {"flush": True}),
     "dask": ("with_dask", {}),

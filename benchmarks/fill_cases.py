@@ -13,12 +13,14 @@ _ZEROS: Final = "--filler", "clear"
 _COLUMNS: Final = {"seconds": "seconds", "rate": "GiB/s"}
 _LIMIT: Final = "pwrite"
 _EARLY: Final = "pwrite, early write-back"
+_HASHED: Final = "pwrite, cleared and hashed"
 _FLUSH: Final = "open_memmap, flush"
 _PROGRAMS: Final = {
     "flowmap": "flowmap",
     "flowmap, threads": "flowmap-threads",
     _LIMIT: "pwrite",
     _EARLY: "pwrite-early",
+    _HASHED: "pwrite-hashed",
     "open_memmap": "memmap",
     _FLUSH: "memmap-flush",
     "dask.array.store": "dask",
@@ -27,7 +29,7 @@ _PROGRAMS: Final = {
     "tensorstore": "tensorstore",
     "gather, np.save": "gather",
 }
-_PEERS: Final = tuple(_PROGRAMS)[4:]
+_PEERS: Final = tuple(_PROGRAMS)[5:]
 _SLOW: Final = "flowmap, threads", "gather, np.save"  # where one measurement of them will do
 
 
@@ -79,13 +81,20 @@ _IN_MEMORY: Final = "by two workers, on tmpfs, where a sync does nothing"
 _UNSYNCED: Final = (_EARLY, _FLUSH, "gather, np.save")
 
 CASES: Final = (
-    _case("fill", f"2 GiB of sqrt(row) {_ON_DISK}", (), "--durable", limit=1.0),
-    _case("fill-clear", f"2 GiB of zeros {_ON_DISK}", _SLOW, "--durable", *_ZEROS, limit=1.0),
-    _case("fill-cached", f"2 GiB of sqrt(row) {_IN_CACHE}", _UNSYNCED, limit=None),
+    _case("fill", f"2 GiB of sqrt(row) {_ON_DISK}", (_HASHED,), "--durable", limit=1.0),
+    _case(
+        "fill-clear",
+        f"2 GiB of zeros {_ON_DISK}",
+        (*_SLOW, _HASHED),
+        "--durable",
+        *_ZEROS,
+        limit=1.0,
+    ),
+    _case("fill-cached", f"2 GiB of sqrt(row) {_IN_CACHE}", (*_UNSYNCED, _HASHED), limit=None),
     _case(
         "fill-cached-clear",
         f"2 GiB of zeros {_IN_CACHE}",
-        (*_UNSYNCED, *_SLOW),
+        (*_UNSYNCED, *_SLOW, _HASHED),
         *_ZEROS,
         limit=None,
     ),

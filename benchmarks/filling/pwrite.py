@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import xxhash
 
 from benchmarks.filling import work as common
 from benchmarks.filling.pool import each_segment, processes
@@ -29,13 +30,15 @@ opened = common.open_npy
 
 
 @contextlib.contextmanager
-def ready(*, early: bool = False) -> Iterator[Callable[[Work], None]]:
+def ready(*, early: bool = False, hashed: bool = False) -> Iterator[Callable[[Work], None]]:
     """Start the workers.
 
     Args:
         early: Whether the write-back of each block begins as soon as it is written.
+        hashed: Whether each block is cleared before it is filled, and hashed once it is
+            written, as flowmap does.
     """
-    write = functools.partial(_write, early=early)
+    write = functools.partial(_write, early=early, hashed=hashed)
     with processes() as pool:
         yield functools.partial(_fill, pool, write)
 
@@ -66,13 +69,18 @@ def _buffer() -> NDArray[np.float64]:
     return np.zeros(BLOCK)
 
 
-def _write(work: Work, start: int, stop: int, *, early: bool) -> None:
+def _write(work: Work, start: int, stop: int, *, early: bool, hashed: bool) -> None:
+    digest = xxhash.xxh3_128()
     descriptor = os.open(work.path, os.O_RDWR)
     for first, last in blocks(start, stop):
         out = _buffer()[: last - first]
+        if hashed:
+            out.fill(0)
         work.fill(out, first)
         offset = _HEADER + 8 * first
         assert os.pwrite(descriptor, out.data, offset) == out.nbytes
+        if hashed:
+            digest.update(out.data)
         if early:
             place = ctypes.c_int64(offset), ctypes.c_int64(out.nbytes)
             _LIBC.sync_file_range(descriptor, *place, _SYNC_FILE_RANGE_WRITE)
