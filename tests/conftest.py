@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-from filelock import FileLock
 
 from flowmap import handing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
-pytest_plugins = ["campaign"]
+pytest_plugins = ["campaign", "servers"]
 
 hypothesis.settings.register_profile("flowmap", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("flowmap")
@@ -40,34 +35,6 @@ os.environ["PREFECT_HOME"] = _HOME.name
 os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{_free_port()}/api"
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-
-
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a new database of Prefect's, to be copied into the home of a server.
-
-    To make one takes a quarter of a minute. It is made but once, for all processes of this run
-    of the tests.
-    """
-    base = tmp_path_factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect"
-    made = home / "made.db"
-    home.mkdir(exist_ok=True)
-    with FileLock(home / "made.lock"):
-        if not made.exists():
-            command = [
-                sys.executable,
-                "-m",
-                "prefect",
-                "server",
-                "database",
-                "upgrade",
-                "--yes",
-            ]
-            own = {"PREFECT_HOME": str(home)}
-            subprocess.run(command, env=os.environ | own, check=True, capture_output=True)
-            (home / "prefect.db").rename(made)
-    return made
 
 
 @pytest.fixture

@@ -47,9 +47,9 @@ def test_as_it_is_run(tmp_path: Path) -> None:
 
 
 def killed_once_done(folder: Path, rows: int) -> list[int]:
-    """Kill a run of 24 segments, all its processes, when one is done; return which are."""
+    """Kill a run of twelve segments, all its processes, when one is done; return which are."""
     path = folder / "pendulum.npy"
-    child = start(command(folder, rows, 24), start_new_session=True)
+    child = start(command(folder, rows, 12), start_new_session=True)
     try:
         while not (path.exists() and "done" in states(flowmap.open_target(path))):
             assert child.poll() is None, child.communicate()
@@ -63,17 +63,17 @@ def killed_once_done(folder: Path, rows: int) -> list[int]:
 
 def test_killed_and_run_again(tmp_path: Path) -> None:
     """What was done when everything was killed is kept, the rest is filled: all is right."""
-    rows = 500_000
+    rows = 300_000
     for number in range(10):  # all may be done at once: each sync is one of the whole file
         folder = tmp_path / str(number)
         done = killed_once_done(folder, rows)
-        if len(done) < 24:
+        if len(done) < 12:
             break
     target = flowmap.open_target(folder / "pendulum.npy")
     attempts = target.status()["attempt"]
-    assert 0 < len(done) < 24
-    again = run(command(folder, rows, 24))
-    assert again.stdout.startswith(f"{24 - len(done)} of 24 segments to fill"), again
+    assert 0 < len(done) < 12
+    again = run(command(folder, rows, 12))
+    assert again.stdout.startswith(f"{12 - len(done)} of 12 segments to fill"), again
     assert (target.status()["attempt"][done] == attempts[done]).all()
     assert "pendulum_windows.npy has the same rows" in again.stdout
 

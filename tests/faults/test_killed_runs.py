@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 from campaign import sizes
-from prefect_layer.conftest import BIN, running
 from support import environment
 from truth import computed, lies, missing, not_completed, records
 
@@ -25,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from campaign import Figures
+    from servers import Server
 
 SEGMENTS = 48
 BLOCKS = 4
@@ -47,29 +44,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(scope="module")
-def settings(
-    tmp_path_factory: pytest.TempPathFactory, database: Path
-) -> Iterator[dict[str, str]]:
-    """Start a Prefect server of this module's own; return the environment of its runs."""
-    home = tmp_path_factory.mktemp("home")
-    shutil.copy(database, home / "prefect.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    own = environment() | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+@pytest.fixture
+def settings(server: Server) -> dict[str, str]:
+    """Return the environment of runs that the server records."""
+    own = environment()
     del own["PYTHONWARNINGS"]  # Prefect has some of its own
-    command = [str(BIN / "prefect"), "server", "start", "--port", str(port)]
-
-    def ready() -> bool:
-        try:
-            return httpx.get(f"{url}/health", timeout=5).is_success
-        except httpx.TransportError:
-            return False
-
-    with running(command, home / "server.log", ready, cwd=home, env=own):
-        yield own
+    return own
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from flowmap.closing import close_dead_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 
 @pytest.fixture

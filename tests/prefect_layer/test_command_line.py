@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
-from prefect_layer.conftest import BIN
+from servers import BIN
 
 import flowmap
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 
 def call(

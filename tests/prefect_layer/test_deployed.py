@@ -19,7 +19,7 @@ from flowmap.errors import FillerRefusedError, InvalidArgumentError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 
 @pytest.fixture(autouse=True)

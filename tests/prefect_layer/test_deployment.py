@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
-from prefect_layer.conftest import BIN, ROOT, parameters, prefect, start_run, until
+from prefect_layer.conftest import ROOT, parameters, prefect, start_run
+from servers import BIN, until
 
 import flowmap
 
 if TYPE_CHECKING:
-    from prefect_layer.conftest import Server, Worker
+    from prefect_layer.conftest import Worker
+    from servers import Server
 
 RECORD = [["t", "<f8"], ["v", "<f4", [3]]]
 

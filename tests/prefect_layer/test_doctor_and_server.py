@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flowmap.doctor import examine
 
 if TYPE_CHECKING:
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 
 def test_real_server(server: Server) -> None:

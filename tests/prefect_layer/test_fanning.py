@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from prefect import flow
-from prefect_layer.conftest import until
+from servers import until
 from support import ramp
 
 import flowmap
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 RETRIED = "flowmap.fanning.RETRY_SECONDS"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 
 @flowmap.filler

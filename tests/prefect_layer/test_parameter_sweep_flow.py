@@ -15,7 +15,7 @@ import flowmap
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 READ = """
 import sys

@@ -29,7 +29,7 @@ from flowmap import prefect_plugin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 SCRIPT = [str(Path(sys.executable).with_name("prefect"))]
 MODULE = [sys.executable, "-m", "prefect"]

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from markdown_it import MarkdownIt
-from prefect_layer.conftest import BIN, ROOT, prefect
+from prefect_layer.conftest import ROOT, prefect
+from servers import BIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pytest
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 
 def executed(command: str) -> str:

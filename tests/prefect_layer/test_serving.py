@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from prefect_layer.conftest import ROOT, parameters, prefect, running
+from prefect_layer.conftest import ROOT, parameters, prefect
+from servers import running
 from support import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 SCRIPT = [sys.executable, str(ROOT / "flows" / "fill_array.py")]
 

@@ -20,7 +20,7 @@ from flowmap.machine import available_cpus
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from prefect_layer.conftest import Server
+    from servers import Server
 
 # As Any: Prefect's annotation of `flow` takes no task runner but its base class.
 MANY_THREADS: Any = ThreadPoolTaskRunner(max_workers=16)

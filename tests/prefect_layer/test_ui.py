@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from prefect_layer.conftest import until
+from servers import until
 
 from flowmap import fill_array
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.sync_api import Locator, Page
-    from prefect_layer.conftest import Server, Worker
+    from prefect_layer.conftest import Worker
+    from servers import Server
 
 # Root needs --no-sandbox; the others keep the browser from calling home.
 FLAGS = [
