@@ -45,6 +45,22 @@ BLOCKS: Final = Case(
     compared=False,
 )
 
+STEPS: Final = Case(
+    "steps",
+    "Step by step: 1,024 blocks of 1 MiB of sqrt(row), by one process, on tmpfs",
+    (
+        Contestant("fill", ("benchmarks.steps", "fill")),
+        Contestant("fill, write", ("benchmarks.steps", "write")),
+        Contestant("fill, write, hash", ("benchmarks.steps", "hash")),
+        Contestant("clear, fill, write, hash", ("benchmarks.steps", "clear")),
+        Contestant("flowmap, 1 segment", ("benchmarks.steps", "flowmap")),
+        Contestant("flowmap, 64 segments", ("benchmarks.steps", "flowmap", "--segments", "64")),
+    ),
+    "clear, fill, write, hash",
+    columns={"each": "µs a block"},
+    disk="memory",
+)
+
 VALIDATE: Final = Case(
     "validate",
     "2 GiB in the page cache, validated by two threads",
@@ -227,6 +243,7 @@ SEGMENTS: Final = Case(
 
 CASES: Final = (
     BLOCKS,
+    STEPS,
     VALIDATE,
     ALLOCATE,
     RESUME,
