@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+
+_EMPTY: Final = bytes(PAGE)
 
 
 class Ledger:
@@ -124,6 +127,8 @@ class Ledger:
 
     def newest(self, page: bytes, index: int, start: int, stop: int) -> SegmentRecord:
         """Return the record that counts of a page."""
+        if page == _EMPTY:  # as most are that an attempt begins with
+            return SegmentRecord(index, start, stop)
         slots = np.frombuffer(page, SLOT)[None]
         best = _newest(slots, self.job, np.array([[index, start, stop]]))
         if best[0] < 0:

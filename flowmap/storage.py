@@ -111,11 +111,7 @@ def created(path: str | os.PathLike[str]) -> Iterator[int]:
 
 
 def buffer_of(nbytes: int) -> NDArray[np.uint8]:
-    """Return `nbytes` of zeroed memory that starts on a page: shape (nbytes,), uint8.
-
-    From the heap, which keeps what the last segment gave back: to touch pages that were mapped
-    for it took longer than a cheap filler did (measured).
-    """
+    """Return `nbytes` of zeroed memory that starts on a page: shape (nbytes,), uint8."""
     memory = np.zeros(nbytes + PAGE, np.uint8)
     first = -memory.ctypes.data % PAGE
     return memory[first : first + nbytes]

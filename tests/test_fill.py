@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import pickle
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.sidecar import Sidecar
-from flowmap.storage import CHUNK, PAGE
+from flowmap.storage import CHUNK, PAGE, buffer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -512,10 +514,76 @@ def test_no_memory_for_a_block_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     def none_left(_: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
+    monkeypatch.setattr("flowmap.blocks._KEPT.buffer", None)
     monkeypatch.setattr("flowmap.blocks.buffer_of", none_left)
     with pytest.raises(StorageError, match=r"block of 32 bytes.*block_rows") as caught:
         flowmap.fill_segment(target.segments[0], ramp)
     assert caught.value.errno == 12
+
+
+def test_a_thread_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next segment has what the one before had, zeroed."""
+    made: list[int] = []
+
+    def counted(nbytes: int) -> NDArray[np.uint8]:
+        made.append(nbytes)
+        return buffer_of(nbytes)
+
+    @flowmap.filler
+    def looks(out: NDArray[Any], block: Block) -> None:
+        assert not out.any()
+        out[...] = 1
+
+    monkeypatch.setattr("flowmap.blocks._KEPT.buffer", None)
+    monkeypatch.setattr("flowmap.blocks.buffer_of", counted)
+    target = flowmap.allocate(tmp_path / "a.npy", 90, "f8", segments=3)
+    for segment in target.segments:
+        flowmap.fill_segment(segment, looks)
+    assert made == [240]
+
+
+def test_a_filler_may_keep_its_block(tmp_path: Path) -> None:
+    """What it kept of one segment stays as it was while the next ones are filled."""
+    kept: list[NDArray[Any]] = []
+
+    @flowmap.filler
+    def keeps(out: NDArray[Any], block: Block) -> None:
+        out[...] = block.start
+        kept.append(out)
+
+    target = flowmap.allocate(tmp_path / "a.npy", 9, "f8", segments=3)
+    for segment in target.segments:
+        flowmap.fill_segment(segment, keeps)
+    assert [set(out) for out in kept] == [{0}, {3}, {6}]
+
+
+def test_a_filler_may_fill_another_job(tmp_path: Path) -> None:
+    """Its own block is not in the way of that one's."""
+    other = flowmap.allocate(tmp_path / "b.npy", 4, "f8", segments=1)
+
+    @flowmap.filler
+    def nests(out: NDArray[Any], block: Block) -> None:
+        out[...] = 7
+        flowmap.fill_segment(other.segments[0], ramp)
+
+    target = flowmap.allocate(tmp_path / "a.npy", 4, "f8", segments=1)
+    flowmap.fill_segment(target.segments[0], nests)
+    assert target.asarray().tolist() == [7] * 4
+    np.testing.assert_array_equal(other.asarray(), np.sqrt(np.arange(4)))
+
+
+def test_no_thread_keeps_a_large_block(tmp_path: Path) -> None:
+    """A block that somebody made very large goes with its segment."""
+    blocks: list[weakref.ref[Any]] = []
+
+    @flowmap.filler
+    def refers(out: NDArray[Any], block: Block) -> None:
+        blocks.append(weakref.ref(out.base))
+
+    target = flowmap.allocate(tmp_path / "a.npy", 1 << 22, "f8", segments=1, block_rows=1 << 22)
+    flowmap.fill_segment(target.segments[0], refers)
+    gc.collect()
+    assert blocks[0]() is None
 
 
 def test_an_unreadable_header_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
