@@ -53,25 +53,25 @@ def descendants(pid: int) -> set[int]:
 
 
 def start_gated(worker: Worker, name: str) -> tuple[str, Path, Path]:
-    """Start a run that fills four of its ten segments and then waits at a gate.
+    """Start a run that fills two of its five segments and then waits at a gate.
 
-    Segments begin in any order. Six wait, so that of seven workers one is left for the four.
+    Segments begin in any order. Three wait, so that of four workers one is left for the two.
     """
     path, gate = worker.root / name, worker.root / f"{name}.gate"
     arguments = {"gate": str(gate), "after": 40}
     run = worker.server.begin(
         path=name,
         shape=100,
-        segments=10,
-        workers=7,
+        segments=5,
+        workers=4,
         filler="support:gated",
         arguments=arguments,
     )
 
-    def four_done() -> bool:
-        return lease_of(path) is not None and len(flowmap.open_target(path).pending()) == 6
+    def two_done() -> bool:
+        return lease_of(path) is not None and len(flowmap.open_target(path).pending()) == 3
 
-    until(four_done, "four segments are done")
+    until(two_done, "two segments are done")
     return run, path, gate
 
 
@@ -164,14 +164,14 @@ class TestEnding:
         assert worker.server.ended(run)["state_type"] == "CANCELLED"
         until(lambda: not any(map(descendants, processes)), "its processes have ended")
         assert lease_of(path) is None
-        states = {name: r["state_type"] for name, r in worker.server.task_runs(run, 11).items()}
+        states = {name: r["state_type"] for name, r in worker.server.task_runs(run, 6).items()}
         assert set(states.values()) == {"COMPLETED", "CANCELLED"}, states
 
         gate.touch()
         again = worker.server.begin(**worker.server.ended(run)["parameters"])
         worker.completed(again)
-        names = [n for n in worker.server.task_runs(again, 8) if n.startswith("segment")]
-        assert len(names) == 6
+        names = [n for n in worker.server.task_runs(again, 5) if n.startswith("segment")]
+        assert len(names) == 3
         assert np.array_equal(np.load(path), np.sqrt(np.arange(100.0)))
 
     def test_killed_run(self, worker: Worker) -> None:
@@ -180,7 +180,7 @@ class TestEnding:
         lease = lease_of(path)
         assert lease is not None
         workers = descendants(lease["pid"]) - {lease["pid"]}
-        worker.server.task_runs(run, 5, ("COMPLETED",))
+        worker.server.task_runs(run, 3, ("COMPLETED",))
         os.kill(lease["pid"], signal.SIGKILL)
         assert worker.server.ended(run)["state_type"] == "CRASHED"
         until(lambda: not any(map(descendants, workers)), "its workers have ended")
@@ -191,12 +191,12 @@ class TestEnding:
         again = worker.server.begin(**worker.server.ended(run)["parameters"])
         worker.completed(again)
         assert np.array_equal(np.load(path), np.sqrt(np.arange(100.0)))
-        names = [n for n in worker.server.task_runs(again, 8) if n.startswith("segment")]
-        assert len(names) == 6
+        names = [n for n in worker.server.task_runs(again, 5) if n.startswith("segment")]
+        assert len(names) == 3
         states = {
             n: r["state_type"] for n, r in worker.server.task_runs(run, len(left)).items()
         }
-        done = {segment.name for segment in flowmap.open_target(path).segments[:4]}
+        done = {segment.name for segment in flowmap.open_target(path).segments[:2]}
         assert {n for n, state in states.items() if state == "COMPLETED"} == done | {"allocate"}
         assert {state for n, state in states.items() if n not in done} >= {"CRASHED"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -114,6 +115,7 @@ def jobs_of(said: str) -> dict[str, int]:
     }
 
 
+@functools.cache
 def expected(**plane: float) -> bytes:
     """Return the rows that the filler gives, computed here."""
     arguments = parameter_sweep.ARGUMENTS | PLANE | plane
