@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import xxhash
@@ -43,8 +43,14 @@ def bare(path: Path, blocks: int, last: str) -> float:
 
 def with_flowmap(path: Path, blocks: int, segments: int) -> float:
     """Return how long flowmap takes for all segments of a target that is allocated."""
-    asked: dict[str, Any] = {"segments": segments, "durability": "end"}
-    target = flowmap.allocate(path, blocks * BLOCK, "<f8", block_rows=BLOCK, **asked)
+    target = flowmap.allocate(
+        path,
+        blocks * BLOCK,
+        "<f8",
+        segments=segments,
+        block_rows=BLOCK,
+        durability="end",
+    )
 
     def go() -> None:
         for segment in target.segments:
