@@ -18,6 +18,7 @@ from support import DTYPES, ORDERS, data_bytes, oracle, ramp, run, saved_bytes, 
 
 import flowmap
 import flowmap.attempt
+from flowmap.blocks import block_buffer
 from flowmap.errors import (
     DamagedJobError,
     FillerError,
@@ -539,7 +540,11 @@ def test_a_thread_keeps_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     target = flowmap.allocate(tmp_path / "a.npy", 90, "f8", segments=3)
     for segment in target.segments:
         flowmap.fill_segment(segment, looks)
+    assert len(block_buffer(8, target.segments[0])) == 8, "no more of it than was asked for"
     assert made == [240]
+    other = flowmap.allocate(tmp_path / "b.npy", 90, "f8", segments=3)
+    flowmap.fill(other, looks, executor="threads", workers=1)
+    assert made == [240] * 2, "another thread has memory of its own"
 
 
 def test_a_filler_may_keep_its_block(tmp_path: Path) -> None:
