@@ -145,6 +145,8 @@ class Ledger:
         Raises:
             OtherJobError: It holds whole records of another job.
         """
+        if page == _EMPTY:
+            return
         for slot in np.frombuffer(page, SLOT):
             other = slot["job"] not in (b"", self.job.encode())
             if other and checksum_matches(slot.tobytes()):
@@ -193,23 +195,14 @@ class Ledger:
             SegmentRecord.unpack(slots[at : at + size]) for at in range(0, len(slots), size)
         ]
 
-    def write(self, record: SegmentRecord, page: bytes) -> bytes:
+    def write(self, record: SegmentRecord) -> None:
         """Write a record into the slot that its attempt and sequence number own.
-
-        Args:
-            record: What to write.
-            page: The segment's page as it was seen last.
-
-        Returns:
-            What the page must be now, if nobody else has written to it.
 
         Raises:
             StorageError: It cannot be written.
         """
-        first, last = place_of(record.attempt, record.sequence)
-        packed = record.pack(self.job)
-        self.put(packed, record.index, first)
-        return page[:first] + packed + page[last:]
+        first, _ = place_of(record.attempt, record.sequence)
+        self.put(record.pack(self.job), record.index, first)
 
     def put(self, slot: bytes, index: int, first: int) -> None:
         """Write a slot into the page of a segment.

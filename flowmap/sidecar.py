@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ FORMAT: Final = 1
 """Version of the sidecar's files; a later one is refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sidecar:
     """The names in the folder beside a target.
 
@@ -26,34 +27,34 @@ class Sidecar:
     @classmethod
     def of(cls, path: Path) -> Sidecar:
         """Return the sidecar of a target."""
-        return cls(path.with_name(f"{path.name}.flowmap"))
+        return _sidecar_of(path)
 
-    @property
+    @functools.cached_property
     def job(self) -> Path:
         """What was allocated."""
         return self.folder / "job.json"
 
-    @property
+    @functools.cached_property
     def ledger(self) -> Path:
         """What is done."""
         return self.folder / "ledger.npy"
 
-    @property
+    @functools.cached_property
     def run(self) -> Path:
         """Who is filling."""
         return self.folder / "run.json"
 
-    @property
+    @functools.cached_property
     def seal(self) -> Path:
         """The validation that passed."""
         return self.folder / "seal.json"
 
-    @property
+    @functools.cached_property
     def lock(self) -> Path:
         """What is locked while the job is made."""
         return self.folder / "header.lock"
 
-    @property
+    @functools.cached_property
     def intent(self) -> Path:
         """An overwrite that has begun."""
         return self.folder / "overwrite.json"
@@ -65,6 +66,12 @@ class Sidecar:
     def work(self, fingerprint: str) -> Path:
         """What a fingerprint stands for."""
         return self.folder / f"work-{fingerprint}.json"
+
+
+@functools.lru_cache(maxsize=16)
+def _sidecar_of(path: Path) -> Sidecar:
+    """Return the sidecar of a target: an attempt at a segment asks for it seven times."""
+    return Sidecar(path.with_name(f"{path.name}.flowmap"))
 
 
 def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".npy") -> Path:

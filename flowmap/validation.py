@@ -293,11 +293,11 @@ class _Validation:
                 marked = self._mark(damaged, "damaged")
             if synced:
                 with self.job.ledger(write=True) as ledger:
+                    now = ledger.records(self.bounds)
                     for record in synced:
-                        page = ledger.page(record.index)
-                        place = record.index, record.start, record.stop
-                        if ledger.newest(page, *place) == record:
-                            ledger.write(record.made_durable(), page)
+                        # A claim that comes meanwhile has a higher number, and other slots.
+                        if now[record.index] == record:
+                            ledger.write(record.made_durable())
                     ledger.sync()
         except (OSError, FlowmapError) as error:
             what = "Nothing" if not marked else "Not everything"

@@ -73,7 +73,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def put(ledger: Ledger, record: SegmentRecord) -> None:
     """Write one record into its slot."""
-    ledger.write(record, ledger.page(record.index))
+    ledger.write(record)
 
 
 def now(ledger: Ledger, index: int = 0) -> SegmentRecord:
@@ -267,13 +267,12 @@ def test_a_zombie_stops_before_its_next_record(ledger: Ledger) -> None:
 def test_a_zombie_cannot_overwrite_its_retry(ledger: Ledger, writes: int) -> None:
     """Even one that never looks again writes into slots that its retries do not own."""
     zombie = claim(ledger)
-    page = ledger.page(0)
     for _ in range(7):  # the eighth attempt after it is the first to share its slots
         retry = claim(ledger)
         done = retry.note(state="done", rows_done=STOP)
         for sequence in range(1, writes + 1):
             late = dataclasses.replace(zombie.record, sequence=sequence, state="done")
-            ledger.write(late, page)
+            ledger.write(late)
         assert now(ledger) == done
 
 
@@ -346,7 +345,7 @@ def test_equal_claims_that_both_went_on(ledger: Ledger, records: int, goes_on: b
 
         def other() -> None:
             for sequence in range(records + 2 if goes_on else 2):
-                ledger.write(dataclasses.replace(rival, sequence=sequence), ledger.page(0))
+                ledger.write(dataclasses.replace(rival, sequence=sequence))
 
         held.between = other
         first.note(state="done", rows_done=STOP)

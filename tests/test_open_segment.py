@@ -285,7 +285,7 @@ class TestFailing:
             with target.job.ledger(write=True) as ledger:
                 mine = ledger.read(0, segment.start, segment.stop)
                 slow = dataclasses.replace(mine, sequence=0, token="f" * 32)
-                ledger.write(slow, ledger.page(0))
+                ledger.write(slow)
             out[...] = 1
 
         within(segment, claimed)
