@@ -357,6 +357,23 @@ def test_durability_end_becomes_done(tmp_path: Path) -> None:
     assert not target.pending()
 
 
+def test_a_segment_that_was_written_anew_meanwhile_is_left_to_its_attempt(
+    tmp_path: Path,
+) -> None:
+    """Eight attempts on, the record of one done would lie where the newest is."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+
+    def written_anew(values: NDArray[Any], block: Block) -> None:
+        if block.start == target.segments[1].start:
+            for _ in range(8):
+                flowmap.write_segment(target.segments[1], np.ones(4), replace=True)
+
+    assert not flowmap.validate(target, check=written_anew).sealed
+    assert states(target) == ["done", "written", "done", "done", "done"]
+    assert target.status()["attempt"].tolist() == [1, 9, 1, 1, 1]
+
+
 def test_durability_end_syncs_before_it_says_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
