@@ -63,6 +63,8 @@ SLOT: Final = np.dtype(
 
 _BODY: Final = struct.Struct("<32sIIQ8sqqqq16s16s16s16sdd32sI4x40s")
 """The same without its checksum; NumPy's scalars would cost ten times as much per block."""
+_NUMBER: Final = struct.Struct("<Q")
+_TIME: Final = struct.Struct("<d")
 
 assert SLOT.fields is not None
 _SEQUENCE_AT, _ROWS_DONE_AT, _DIGEST_AT, _FINISHED_AT = (
@@ -231,15 +233,15 @@ def advanced(slot: bytes, sequence: int, rows_done: int, digest: bytes) -> bytes
         digest: Their xxh3_128.
     """
     body = bytearray(slot[: _BODY.size])
-    body[_SEQUENCE_AT : _SEQUENCE_AT + 8] = sequence.to_bytes(8, "little")
-    body[_ROWS_DONE_AT : _ROWS_DONE_AT + 8] = rows_done.to_bytes(8, "little")
-    body[_DIGEST_AT : _DIGEST_AT + 16] = digest
-    struct.pack_into("<d", body, _FINISHED_AT, time.time())
+    _NUMBER.pack_into(body, _SEQUENCE_AT, sequence)
+    _NUMBER.pack_into(body, _ROWS_DONE_AT, rows_done)
+    body[_DIGEST_AT : _DIGEST_AT + len(digest)] = digest
+    _TIME.pack_into(body, _FINISHED_AT, time.time())
     return _with_checksum(body)
 
 
 def _with_checksum(body: bytes | bytearray) -> bytes:
-    return bytes(body) + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
+    return bytes(body + _NUMBER.pack(xxhash.xxh3_64_intdigest(body)))
 
 
 def digest_of(records: Iterable[SegmentRecord]) -> str:
