@@ -1,8 +1,8 @@
 """One attempt at a segment: what goes to disk in which order, so that "done" is never a lie.
 
-Claim; then for each block write it, start the write-back of what has come to a mebibyte, hash
-the block and note it. At each checkpoint and at the end sync the target, look at the claim,
-record, sync the ledger.
+Claim; then write each block, start the write-back of what has come to a mebibyte, hash it, by
+pieces of a mebibyte where the block is longer, and note the block. At each checkpoint and at
+the end sync the target, look at the claim, record, sync the ledger.
 
 With `durability="end"` an attempt never syncs the target, not even at a checkpoint: the
 kernel reports a failed write-back once for the file, whichever segment it hit, and a sync
@@ -243,8 +243,11 @@ class Attempt:
         claim.check()
         if not self._dropped:  # what an attempt before this left, or one at the next segment
             self._drop_cached_from(self._rows)
-        self._write(data, self._byte(self._rows))
-        self._digest.update(data.data)
+        first = self._byte(self._rows)
+        for at in range(0, len(data), CHUNK):  # the disk begins early, the cache has it still
+            piece = data[at : at + CHUNK]
+            self._write(piece, first + at)
+            self._digest.update(piece.data)
         self._rows += rows
         claim.advance(self._rows, self._digest.digest())
         due = time.monotonic() - self._synced_at >= self.job.checkpoint_seconds

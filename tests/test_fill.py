@@ -31,7 +31,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.sidecar import Sidecar
-from flowmap.storage import CHUNK, PAGE, buffer_of
+from flowmap.storage import CHUNK, PAGE, buffer_of, write_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +109,22 @@ def test_a_scalar_of_any_dtype(tmp_path: Path, dtype: np.dtype[Any]) -> None:
     """A 0-d target gives its filler a 0-d `out`."""
     array = oracle((), dtype)
     check_filled(make(tmp_path, array), array, tmp_path)
+
+
+def test_a_long_row_is_written_by_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has something to do, and the hash a piece in the cache, before the end."""
+    array = oracle((3, 5 * CHUNK // 16 + 1), np.dtype("<f8"))
+    lengths: list[int] = []
+
+    def noted(descriptor: int, data: memoryview, offset: int) -> None:
+        lengths.append(len(data))
+        write_all(descriptor, data, offset)
+
+    monkeypatch.setattr("flowmap.attempt.write_all", noted)
+    check_filled(make(tmp_path, array, segments=2), array, tmp_path)
+    assert lengths == 3 * [CHUNK, CHUNK, CHUNK // 2 + 8]
 
 
 @st.composite
