@@ -22,6 +22,8 @@ types: .venv/test.ready
 layers: .venv/test.ready
 	$(BIN)/lint-imports
 
+# Hundreds of processes import the package: compile it once, whatever the environment says.
+pytest: export PYTHONDONTWRITEBYTECODE =
 pytest: .venv/test.ready .venv/snakemake.ready
 	$(BIN)/pytest -n 3 --dist worksteal -m "not campaign"
 

@@ -236,11 +236,11 @@ def _open(target: Target) -> Callable[[], object]:
 
 CLASSES: dict[str, tuple[Callable[[Path, int | None], Iterator[str]], int]] = {
     "bits of data": (data_faults, 200),
-    "bits of a header": (header_faults, 1000),
-    "bits of a ledger's pages": (ledger_faults, 1000),
-    "bits of a ledger's header": (ledger_header_faults, 500),
-    "bits of job.json": (job_faults, 100_000),
-    "bits of seal, lease and works": (other_faults, 100_000),
+    "bits of a header": (header_faults, 500),
+    "bits of a ledger's pages": (ledger_faults, 500),
+    "bits of a ledger's header": (ledger_header_faults, 250),
+    "bits of job.json": (job_faults, 2000),
+    "bits of seal, lease and works": (other_faults, 2000),
 }
 """What flips bits of a class, and tells of each what is wrong; how many of them by default."""
 

@@ -27,13 +27,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 CASES = {
-    "headers": (6_000, 9_250_000),
-    "documents": (2_000, 500_000),
-    "targets": (500, 150_000),
-    "slots": (500, 80_000),
-    "forged": (500, 60_000),
+    "headers": (3_000, 9_250_000),
+    "documents": (1_000, 500_000),
+    "targets": (250, 150_000),
+    "slots": (250, 80_000),
+    "forged": (250, 60_000),
     "parameters": (100, 20_000),
-    "values": (1_000, 200_000),
+    "values": (500, 200_000),
 }
 """How many cases an attack has: by default, and for `-m campaign`."""
 

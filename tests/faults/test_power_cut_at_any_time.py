@@ -155,7 +155,7 @@ def cut(
     return play
 
 
-@pytest.mark.parametrize("number", sizes(12, 400))
+@pytest.mark.parametrize("number", sizes(8, 400))
 @pytest.mark.parametrize("kind", [Play, Checkpointing, Mapping])
 def test_a_cut_at_any_moment_loses_nothing_that_was_told(
     made: Disk, fillers: Fillers, kind: type[Play], number: int, figures: Figures

@@ -197,7 +197,7 @@ SCENES = [
 ]
 
 
-@pytest.mark.parametrize("most", sizes(3, None))
+@pytest.mark.parametrize("most", sizes(2, None))
 @pytest.mark.parametrize("differ", [True, False], ids=["other values", "same values"])
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_overtaken_wholly(
@@ -208,7 +208,7 @@ def test_overtaken_wholly(
     assert not swept(play, ((step, None) for step in play.steps(most)), figures)
 
 
-@pytest.mark.parametrize("most", sizes((4, 2), (None, 150)))
+@pytest.mark.parametrize("most", sizes((2, 1), (None, 150)))
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_overtaken_half_way(
     tmp_path: Path, figures: Figures, scene: Scene, most: tuple[int | None, int]
@@ -260,7 +260,7 @@ def test_of_every_kind(
     assert not Sidecar.of(play.stage.path).run.exists()
 
 
-@pytest.mark.parametrize("most", sizes(3, None))
+@pytest.mark.parametrize("most", sizes(2, None))
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_overwritten(tmp_path: Path, figures: Figures, scene: Scene, most: int | None) -> None:
     """A zombie of the old job changes neither target nor ledger nor job of the new one."""

@@ -52,7 +52,9 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def start_gated(worker: Worker, name: str) -> tuple[str, Path, Path]:
+def start_gated(
+    worker: Worker, name: str, executor: str = "processes"
+) -> tuple[str, Path, Path]:
     """Start a run that fills two of its five segments and then waits at a gate.
 
     Segments begin in any order. Three wait, so that of four workers one is left for the two.
@@ -63,6 +65,7 @@ def start_gated(worker: Worker, name: str) -> tuple[str, Path, Path]:
         path=name,
         shape=100,
         segments=5,
+        executor=executor,
         workers=4,
         filler="support:gated",
         arguments=arguments,
@@ -202,7 +205,7 @@ class TestEnding:
 
     def test_killed_run_tried_again(self, worker: Worker) -> None:
         """Under the same id, as by the button Retry: what it closes is not itself."""
-        run, path, gate = start_gated(worker, "retried.npy")
+        run, path, gate = start_gated(worker, "retried.npy", "threads")
         lease = lease_of(path)
         assert lease is not None
         os.kill(lease["pid"], signal.SIGKILL)
@@ -226,7 +229,7 @@ class TestEnding:
 
     def test_two_runs_of_one_job(self, worker: Worker) -> None:
         """One works; the other is refused with the name of the first."""
-        run, path, gate = start_gated(worker, "twice.npy")
+        run, path, gate = start_gated(worker, "twice.npy", "threads")
         first = worker.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
         message = worker.failed(worker.server.begin(**first["parameters"]))
         assert f"The run {first['name']} ({run}) is filling {path}" in message
@@ -240,6 +243,7 @@ def test_volatile_arguments_are_told_nowhere(worker: Worker) -> None:
     run = worker.server.begin(
         path="secret.npy",
         shape=100,
+        executor="threads",
         filler="support:gated",
         arguments={"gate": "/dev/null", "secret": "hunter2"},
     )

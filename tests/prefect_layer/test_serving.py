@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import fill_array
 import numpy as np
 import pytest
 from prefect_layer.conftest import ROOT, parameters, prefect
@@ -105,12 +106,22 @@ def test_run_in_place(server: Server, tmp_path: Path) -> None:
         ["--deploy", "x", "--param", "path=out.npy"],
     ],
 )
-def test_wrong_command_line(tmp_path: Path, wrong: list[str]) -> None:
+def test_wrong_command_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+) -> None:
     """What cannot be understood is said, with the usage, and no flow begins."""
-    done = call(*wrong, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "usage: fill_array.py" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fill_array.py", *wrong])
+    with pytest.raises(SystemExit) as ended:
+        fill_array.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("usage: fill_array.py")
+    assert not said.out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_deploying(server: Server, pool: str, tmp_path: Path) -> None:
