@@ -239,8 +239,8 @@ CLASSES: dict[str, tuple[Callable[[Path, int | None], Iterator[str]], int]] = {
     "bits of a header": (header_faults, 500),
     "bits of a ledger's pages": (ledger_faults, 500),
     "bits of a ledger's header": (ledger_header_faults, 250),
-    "bits of job.json": (job_faults, 2000),
-    "bits of seal, lease and works": (other_faults, 2000),
+    "bits of job.json": (job_faults, 100_000),
+    "bits of seal, lease and works": (other_faults, 100_000),
 }
 """What flips bits of a class, and tells of each what is wrong; how many of them by default."""
 

@@ -66,10 +66,10 @@ def test_battered_jobs(tmp_path: Path, figures: Figures, runs: Runs, seconds: fl
     if alone := os.environ.get("FLOWMAP_SEED"):
         battle(tmp_path, int(alone), runs, figures)
         return
-    for seed in range(10):
+    for seed in range(20):
         battle(tmp_path, seed, runs, figures)
     before, begun = footprint(), time.monotonic()
-    for seed in itertools.count(10):
+    for seed in itertools.count(20):
         battle(tmp_path, seed, runs, figures)
         if time.monotonic() - begun > seconds:
             break
