@@ -180,10 +180,18 @@ class Plan:
                 "theirs the data does not begin on a page"
             )
         unit = page // math.gcd(page, row_bytes)
-        fitting = max(1, self.rows // (unit * _UNITS_TO_ALIGN))
+        if self.rows <= unit:
+            padded = -(-row_bytes // page) * page
+            return (
+                f"Pass segments=1, since no boundary between two of these {self.rows} rows is "
+                f"on a page, or pad each row to {padded} bytes"
+            )
+        chosen = len(plan_segments(self.rows, row_bytes, None, page))
+        counts = self.rows // (unit * _UNITS_TO_ALIGN)
+        count = f", or a count of 2 to {counts}" if counts > 1 else ""
         return (
-            f"Pass segments=None or a count up to {fitting}, with align={page} or a multiple "
-            f"of it, or pad the dtype so that rows divide {page} bytes"
+            f"Pass align={page} and segments=None, which makes {chosen} segments{count}; or a "
+            f"list of row counts, each but the last a multiple of {unit}"
         )
 
 

@@ -362,13 +362,14 @@ class TestBadArguments:
         path = tmp_path / "a.npy"
         refused(
             InvalidArgumentError,
-            "segments=None or a count up to 5",
+            "segments=None, which makes 64 segments, or a count of 2 to 5; or a list",
             path,
             tmp_path,
             shape=10**5 * 3,
             segments=7,
         )
-        for number, segments in enumerate((None, 5, 1)):
+        lists = [512] * 300, [512 * 400, 10**5 * 3 - 512 * 400]
+        for number, segments in enumerate((None, 5, 2, 1, lists[1])):
             allocate(tmp_path / f"{number}.npy", shape=10**5 * 3, segments=segments)
         padded = np.dtype({"names": ["a"], "formats": ["<f8"], "itemsize": 4096})
         allocate(tmp_path / "padded.npy", shape=10, dtype=padded, segments=7)

@@ -714,7 +714,7 @@ class TestTarget:
         finding = examined(other)["pages"]
         assert finding.level == "trouble"
         assert "one host only" in finding.remedy
-        assert "segments=None or a count up to" in finding.remedy
+        assert "segments=None, which makes 8 segments" in finding.remedy
 
     @DISK
     def test_too_little_space(self, tmp_path: Path) -> None:
