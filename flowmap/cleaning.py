@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import stat
+import time
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -55,9 +56,19 @@ _ID: Final = re.compile("[0-9a-f]{32}")
 
 _DOCUMENT: Final = r"(job|run|seal|overwrite|failure-[0-9]+|work-[0-9a-f]{32})\.json"
 
+_KEPT_OPEN: Final = re.compile(r"\.nfs[0-9a-f]+")
+"""What an NFS client calls a removed file until the last process of its host closes it."""
+
+_CLOSING_SECONDS: Final = 10
+"""How long `clean` waits for such a file: to close one takes less."""
+
+_PAUSE: Final = 0.05
+"""Seconds between two looks for it."""
+
 _OURS: Final = re.compile(
     rf"{_DOCUMENT}|\.{_DOCUMENT}\.[0-9a-f]{{16}}"
     r"|ledger\.npy|header\.lock|\.(target|ledger|flowmap-probe)\.[0-9a-f]{32}"
+    rf"|{_KEPT_OPEN.pattern}"
 )
 """What flowmap puts into the folder of the records, private names included."""
 
@@ -256,7 +267,7 @@ def _empty(private: Path, path: Path, job: str) -> None:
     """Remove the mark of the target, and the records but for the lock, which is held."""
     _unmark(path, job)
     for entry in _records(private):
-        if entry.name != Sidecar(private).lock.name:
+        if entry.name != Sidecar(private).lock.name and not _KEPT_OPEN.fullmatch(entry.name):
             with told("cannot remove the records; clean again", private):
                 entry.unlink(missing_ok=True)
 
@@ -282,6 +293,19 @@ def _unmark(path: Path, job: str) -> None:
 
 def _drop(private: Path) -> None:
     """Remove the folder and its lock, which nobody holds: on NFS one that is held stays."""
+    until = time.monotonic() + _CLOSING_SECONDS
+    while not _is_removed(private):
+        if time.monotonic() >= until:
+            message = (
+                "cannot remove the folder of the records, since a process of this host has one "
+                "of its files open; end that process, and clean again"
+            )
+            raise StorageError(errno.EBUSY, message, str(private))
+        time.sleep(_PAUSE)
+
+
+def _is_removed(private: Path) -> bool:
+    """Remove the lock and the folder; return False if one of its files is still open."""
     with told("cannot remove the folder of the records; clean again", private):
         Sidecar(private).lock.unlink(missing_ok=True)
         try:
@@ -291,8 +315,12 @@ def _drop(private: Path) -> None:
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
-            # Another call has made the lock again, and removes both.
+            # Else another call has made the lock again, and removes both.
+            with contextlib.suppress(FileNotFoundError):
+                if any(_KEPT_OPEN.fullmatch(entry.name) for entry in private.iterdir()):
+                    return False
         sync_folder(private.parent)
+    return True
 
 
 def _settle(path: Path) -> list[Path]:
