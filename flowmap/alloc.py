@@ -144,6 +144,7 @@ def _allocated(wanted: _Wanted) -> Target:
     try:
         target = wanted.attach()
     except (DamagedJobError, ForeignFileError):
+        sidecar.look_afresh()
         if not os.path.lexists(sidecar.lock):
             raise
         target = None  # an overwrite may be at it: look again under the lock

@@ -33,12 +33,13 @@ from flowmap.errors import (
 )
 from flowmap.failures import record_failure
 from flowmap.job import refuse_replaced
-from flowmap.records import REASON_BYTES
+from flowmap.records import FINISHED, REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import (
     CHUNK,
     PAGE,
     drop_cached,
+    look_afresh,
     opened,
     read_into,
     start_writeback,
@@ -124,7 +125,7 @@ class Attempt:
         with self._noting():
             self.job.record_work(self._work)
         # A kill right after the claim must not leave a seal on what is not done.
-        sealing.lift(self.job)
+        self._lift_seal()
         if not self._writable:
             self._open_for_writing()
         kept = {} if resume else NO_ROWS
@@ -135,7 +136,7 @@ class Attempt:
         finally:
             # After the claim, too: a validation that seals meanwhile looks at the claims once
             # more. A claim that was lost may have taken the place of a record that was done.
-            sealing.lift(self.job)
+            self._lift_seal()
         if before.state == "done":  # before a byte changes that this record vouches for
             self._sync_ledger()
             # `clean` takes the records away, and looks for a claim then: one sees the other.
@@ -153,6 +154,11 @@ class Attempt:
                 digest=digest,
                 digest_durable=digest,
             )
+
+    def _lift_seal(self) -> None:
+        if self.before.state in FINISHED:  # as all are of a sealed job, perhaps by another host
+            Sidecar.of(self.job.path).look_afresh()
+        sealing.lift(self.job)
 
     def _open_for_writing(self) -> None:
         """Open the target for writing, too, now that no seal stands against it."""
@@ -181,6 +187,8 @@ class Attempt:
         """
         reached = self._digest.copy()
         for offset, chunk in self._chunks(self._rows, rows):
+            if self._ledger.on_network:  # this host may remember what another has overwritten
+                drop_cached(self._target, offset, len(chunk))
             try:
                 count = read_into(self._target, chunk, offset)
             except OSError:  # a bad sector: computing it again writes it anew
@@ -316,6 +324,7 @@ class Attempt:
         """
         with self._told("cannot look at the target"):
             try:
+                look_afresh(self.job.path.parent)  # another host may have replaced it
                 there = self.job.path.lstat()
                 same = os.path.samestat(there, os.fstat(self._target))
             except FileNotFoundError:

@@ -270,6 +270,8 @@ def read_job(path: Path) -> Job:
     """
     sidecar = Sidecar.of(path)
     try:
+        if not os.path.lexists(path):
+            sidecar.look_afresh()  # another host may have made it
         path.lstat()
     except FileNotFoundError as error:
         message = "there is no target here; allocate() makes it"
@@ -294,6 +296,7 @@ def read_job(path: Path) -> Job:
                     path=str(path),
                 ) from error
             missing = error
+            sidecar.look_afresh()
         except (NotRegularError, ValueError, TypeError, AttributeError, KeyError) as error:
             missed = isinstance(error, KeyError)
             why = f"{error} is missing" if missed else str(error).rstrip(".")

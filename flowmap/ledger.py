@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from flowmap.errors import DamagedJobError, OtherJobError, storage_error, told
+from flowmap.machine import is_on_network
 from flowmap.npy import Layout
 from flowmap.records import (
     SEQUENCES,
@@ -32,6 +33,7 @@ from flowmap.storage import (
     NotRegularError,
     buffer_of,
     created,
+    drop_cached,
     open_existing,
     read_into,
     reserve,
@@ -60,6 +62,7 @@ class Ledger:
     Attributes:
         path: Of `ledger.npy`.
         job: The job's id.
+        on_network: Whether other hosts may write to it: see `machine.is_on_network`.
 
     Raises:
         DamagedJobError: The file is missing, or is not the ledger of such a job.
@@ -72,6 +75,7 @@ class Ledger:
         self._count = count
         header = _header(count)
         self._offset = len(header)
+        self.on_network = is_on_network(path)
         try:
             self._descriptor = open_existing(path, write=write)
         except (FileNotFoundError, NotRegularError) as error:
@@ -112,14 +116,21 @@ class Ledger:
             StorageError: It cannot be read.
             DamagedJobError: The ledger ends before it.
         """
+        offset = self._offset + index * PAGE
+        self._forget(offset, PAGE)
         try:
-            page = os.pread(self._descriptor, PAGE, self._offset + index * PAGE)
+            page = os.pread(self._descriptor, PAGE, offset)
         except (OSError, MemoryError) as error:
             doing = f"cannot read the ledger of segment {index:04d}; look at the disk"
             raise storage_error(error, doing, self.path) from error
         if len(page) < PAGE:
             raise damaged(self.path, f"ends within the page of segment {index:04d}")
         return page
+
+    def _forget(self, offset: int, nbytes: int) -> None:
+        """Let the next read show what other hosts wrote, not what this one remembers."""
+        if self.on_network:
+            drop_cached(self._descriptor, offset, nbytes)
 
     def read(self, index: int, start: int, stop: int) -> SegmentRecord:
         """Return the record of one segment; pending where there is none yet."""
@@ -172,6 +183,7 @@ class Ledger:
         chosen["segment"] = np.arange(self._count)
         chosen["state"] = b"pending"
         chosen["start"], chosen["stop"] = bounds[:, 0], bounds[:, 1]
+        self._forget(self._offset, self._count * PAGE)
         step = 1024  # pages at a time: 4 MiB, whatever the number of segments
         for first in range(0, self._count, step):
             last = min(first + step, self._count)

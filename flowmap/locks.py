@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import LockTimeoutError, NotFoundError, StorageError, storage_error
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,8 @@ def header_lock(sidecar: Path, timeout: float = TIMEOUT) -> Iterator[None]:
 
     Cleaning takes the folder away with the lock in it. So the lock counts only if its file is
     still at its name: whoever waited meanwhile must not work beside the holder of the next one.
-    The folder is never made here.
+    The folder is never made here. Within the block, names in the folder of the target and in
+    this one are as the server has them, where another host may have changed them.
 
     Args:
         sidecar: The folder beside the target, which must exist.
@@ -80,6 +82,8 @@ def _held(path: Path) -> Iterator[bool]:
             held = lock_descriptor(descriptor, blocking=False)
             if held:  # given back by name: a child forked meanwhile has the descriptor, too
                 stack.callback(unlock_descriptor, descriptor)
+                # What the last holder changed from another host must be seen by this one.
+                Sidecar(path.parent).look_afresh()
                 held = os.path.samestat(os.fstat(descriptor), path.lstat())
         except FileNotFoundError as error:
             message = "the folder of the records is gone; see whether the target was cleaned"

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
 NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 """Where two clients that write different bytes of one page lose data (measured for NFS)."""
+
+_NETWORK_MAGIC: Final = frozenset({0x6969, 0xFF534D42, 0xFE534D42})
+"""How statfs(2) names these: NFS, CIFS and SMB2 of linux/magic.h."""
+
+_STATFS_BYTES: Final = 256
+"""More than `struct statfs` has on any processor."""
+
+_LIBC: Final = ctypes.CDLL(None)
+
+
+def is_on_network(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is on one of `NETWORK_FILE_SYSTEMS`; false where that is unknown.
+
+    Every attempt at a segment asks: statfs(2) takes 3 us, to read the table of mounts 50 us.
+    """
+    if sys.platform != "linux":
+        return False
+    found = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _LIBC.statfs(os.fsencode(path), found) != 0:
+        return False
+    return ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF in _NETWORK_MAGIC  # f_type
 
 
 def file_system_type(path: str | os.PathLike[str]) -> str | None:

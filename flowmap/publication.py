@@ -165,6 +165,7 @@ def _replace(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
 
 
 def _name_anew(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
+    _check_free(job.path)
     try:
         _clear(sidecar, keep=(target, ledger))  # of a job whose target is gone
         ledger.rename(sidecar.ledger)
@@ -185,13 +186,28 @@ def _name(private: Path, path: Path) -> None:
         link(private, path)
     except FileExistsError:
         # NFS may answer so to its own repeated request: then it is this very file.
+        Sidecar.of(path).look_afresh()
         if _is_named(private, path):
             return
-        raise TargetExistsError(
-            f"{path} appeared while it was being allocated, by a program other than flowmap. "
-            "Choose another path.",
-            path=str(path),
-        ) from None
+        raise _appeared(path) from None
+
+
+def _check_free(path: Path) -> None:
+    """Refuse a name that is taken by now, before any record beside it is removed.
+
+    Building the file may have taken long; the header lock keeps only flowmap away.
+    """
+    Sidecar.of(path).look_afresh()
+    if os.path.lexists(path):
+        raise _appeared(path)
+
+
+def _appeared(path: Path) -> TargetExistsError:
+    return TargetExistsError(
+        f"{path} appeared while flowmap was allocating it: another program made it. Choose "
+        "another path.",
+        path=str(path),
+    )
 
 
 def _is_named(private: Path, path: Path) -> bool:

@@ -16,6 +16,7 @@ from flowmap.errors import (
 )
 from flowmap.job import Job, refuse_replaced
 from flowmap.segments import Segment
+from flowmap.sidecar import Sidecar
 from flowmap.target import job_of
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ def reset(
     chosen = [_segment_of(one, known, job) for one in several]
     if not chosen:
         return
+    sidecar = Sidecar.of(job.path)
     try:
         # Before, since a kill in between must not leave a seal on what is pending; and after,
         # since a validation that seals meanwhile may not have seen the claims.
+        sidecar.look_afresh()
         sealing.lift(job)
         with job.ledger(write=True) as ledger:
             # It was opened by its name: an overwrite since may have put its own there.
@@ -61,6 +64,7 @@ def reset(
                     record = ledger.read(segment.index, segment.start, segment.stop)
                     Claim(ledger, record, "", state="pending", **NO_ROWS)
             finally:
+                sidecar.look_afresh()
                 sealing.lift(job)
                 ledger.sync()
         # `clean` takes the records away, and looks for a claim then: one sees the other.

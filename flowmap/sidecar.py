@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
+from flowmap.storage import look_afresh
 
 FORMAT: Final = 1
 """Version of the sidecar's files; a later one is refused."""
@@ -62,6 +63,15 @@ class Sidecar:
     def failure(self, index: int) -> Path:
         """Why an attempt at a segment failed."""
         return self.folder / f"failure-{index}.json"
+
+    def look_afresh(self) -> None:
+        """Let this host see the names of the target and its records as the server has them.
+
+        Without it a host notices a name that another one made, renamed or removed up to a
+        minute late.
+        """
+        look_afresh(self.folder.parent)  # first: it holds the name of the other
+        look_afresh(self.folder)
 
     def work(self, fingerprint: str) -> Path:
         """What a fingerprint stands for."""

@@ -19,10 +19,11 @@ from flowmap.errors import (
     told,
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
+from flowmap.machine import is_on_network
 from flowmap.masking import with_mask
 from flowmap.records import STATUS, count_states
 from flowmap.sidecar import absolute
-from flowmap.storage import read_into
+from flowmap.storage import drop_cached, read_into
 
 if TYPE_CHECKING:
     import os
@@ -367,6 +368,8 @@ def masked_window(
     before = target.status()
     done = before["state"] == "done"
     with opened_again(target.path, target.id) as (_, descriptor):
+        if is_on_network(target.path):  # this host may remember what another has overwritten
+            drop_cached(descriptor, 0, job.size)
         if mode == "r":
             values: NDArray[Any] = job.map(descriptor, mode, window).view(np.ndarray)
         else:

@@ -25,10 +25,11 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.job import Job, refuse_replaced
-from flowmap.machine import available_cpus
+from flowmap.machine import available_cpus, is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment
+from flowmap.sidecar import Sidecar
 from flowmap.stopping import refuse_if_asked
 from flowmap.storage import (
     CHUNK,
@@ -98,6 +99,8 @@ def validate(
         except OSError as error:
             doing = "cannot read the target to validate it; look at the disk"
             raise storage_error(error, doing, job.path) from error
+        if is_on_network(job.path):  # this host may remember what another has overwritten
+            drop_cached(target, 0, job.size)
         if problem is not None:
             refuse_replaced(job)
             notes = tuple(_unseal(job) if mark else [])
@@ -289,6 +292,7 @@ class _Validation:
         marked: list[Segment] = []
         try:
             if damaged:
+                Sidecar.of(self.job.path).look_afresh()
                 sealing.lift(self.job)
                 marked = self._mark(damaged, "damaged")
             if synced:
@@ -311,6 +315,7 @@ class _Validation:
             for record in same:
                 Claim(ledger, record, record.work, state=state)
             ledger.sync()
+        Sidecar.of(self.job.path).look_afresh()
         refuse_replaced(self.job)  # as in `reset`
         return [self.segments[record.index] for record in same]
 
