@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowmap
-from flowmap import cleaning, machine, publication, sidecar, storage
+from flowmap import cleaning, machine, sidecar, storage
 from flowmap.cleaning import clean
 from flowmap.errors import StorageError, TargetExistsError
+from flowmap.ledger import create_ledger
 from flowmap.machine import is_on_network
 from flowmap.segments import plan_segments
 from flowmap.storage import PAGE
@@ -213,13 +214,12 @@ class TestNamesOfAnotherHost:
     ) -> None:
         """A target that comes back while its successor is being built keeps its records."""
         done.path.rename(tmp_path / "away")
-        real = publication.create_ledger
 
-        def create_ledger(*arguments: Any) -> None:
-            real(*arguments)
+        def create(*arguments: Any) -> None:
+            create_ledger(*arguments)
             (tmp_path / "away").rename(done.path)
 
-        monkeypatch.setattr(publication, "create_ledger", create_ledger)
+        monkeypatch.setattr("flowmap.publication.create_ledger", create)
         with pytest.raises(TargetExistsError, match="appeared while"):
             flowmap.allocate(done.path, 99, "<f4")
         assert flowmap.open_target(done.path).id == done.id
@@ -247,7 +247,7 @@ class TestCleaning:
             for file in tmp_path.glob("*/.nfs*"):
                 file.unlink()
 
-        monkeypatch.setattr(cleaning.time, "sleep", close)
+        monkeypatch.setattr("time.sleep", close)
         assert len(clean(kept)) == 1
         assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
 
