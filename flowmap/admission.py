@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +14,7 @@ from flowmap.errors import (
     NotFoundError,
     OtherJobError,
     OtherWorkError,
+    StorageError,
     WrongTypeError,
     storage_error,
     told,
@@ -66,6 +68,8 @@ def attempting(segment: Segment, work: Work, kind: type[A]) -> Iterator[A]:
                 yield attempt
             except BaseException as error:
                 attempt.fail(error)
+                if isinstance(error, StorageError) and error.errno == errno.ESTALE:
+                    raise attempt.replaced() from error  # by another host, on NFS
                 raise
 
 

@@ -13,6 +13,7 @@ is recorded as durable there, and only a validation that marks syncs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -168,7 +169,7 @@ class Attempt:
             if same:
                 os.dup2(again, self._target, inheritable=False)
         if not same:
-            raise self._replaced()
+            raise self.replaced()
         self._writable = True
 
     def _told(self, doing: str) -> told:
@@ -327,12 +328,15 @@ class Attempt:
                 look_afresh(self.job.path.parent)  # another host may have replaced it
                 there = self.job.path.lstat()
                 same = os.path.samestat(there, os.fstat(self._target))
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
                 same = False
         if not same:
-            raise self._replaced()
+            raise self.replaced()
 
-    def _replaced(self) -> OtherJobError:
+    def replaced(self) -> OtherJobError:
+        """Return the error for a target that is not at its path any more."""
         return OtherJobError(
             f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed while "
             "the segment was being filled; the rows went into the file that was there before. "

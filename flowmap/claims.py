@@ -135,11 +135,21 @@ class Claim:
         )
 
     def note(self, **changes: Any) -> SegmentRecord:
-        """Look at the claim, then record `changes`; not yet durable."""
-        self.check()
-        last = self.record
-        self._write(replace(last, sequence=last.sequence + 1, finished=time.time(), **changes))
+        """Look at the claim, then record `changes`; not yet durable.
+
+        A finished state is recorded in both slots of the attempt: a claim of the same number
+        that is slow to be written, perhaps by another host, takes the place of one of them.
+        """
+        self._append(finished=time.time(), **changes)
+        if self.record.state in FINISHED:
+            self._append()
         return self.record
+
+    def _append(self, **changes: Any) -> None:
+        # The look comes first: the next slot is where an attempt is seen that has gone on with
+        # a claim of the same number.
+        self.check()
+        self._write(replace(self.record, sequence=self._sequence + 1, **changes))
 
     def advance(self, rows_done: int, digest: bytes) -> None:
         """Look at the claim, then record that more rows were written; not yet durable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -25,6 +26,7 @@ from flowmap.segments import Plan, Segment
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import (
     PAGE,
+    STALE_LOOKS,
     NotRegularError,
     job_mark,
     json_text,
@@ -321,9 +323,10 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`; or
             the file itself is not regular, is not what was allocated, or cannot be opened.
     """
-    job = read_job(path)
+    job, looks = read_job(path), 0
     with contextlib.ExitStack() as stack:
         while True:
+            looks += 1
             try:
                 descriptor = stack.enter_context(opened(path))
                 problem = job.problem_with(descriptor)
@@ -334,7 +337,11 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
                     path=str(path),
                 ) from error
             except OSError as error:
-                raise storage_error(error, "cannot open the target", path) from error
+                if error.errno != errno.ESTALE or looks == STALE_LOOKS:
+                    raise storage_error(error, "cannot open the target", path) from error
+                Sidecar.of(path).look_afresh()
+                job = read_job(path)
+                continue
             if problem is None:
                 break
             before, job = job, read_job(path)

@@ -35,6 +35,9 @@ PAGE: Final = 4096
 CHUNK: Final = 1 << 20
 """Bytes read or computed at once where the choice is free: stays in the cache (measured)."""
 
+STALE_LOOKS: Final = 5
+"""How often to open a file that another host keeps replacing: each makes the last one stale."""
+
 _LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
@@ -404,6 +407,17 @@ def json_text(path: Path) -> bytes:
         OSError: It cannot be read.
         ValueError: It is longer than any.
     """
+    looks = 0
+    while True:
+        looks += 1
+        try:
+            return _text(path)
+        except OSError as error:
+            if error.errno != errno.ESTALE or looks == STALE_LOOKS:
+                raise
+
+
+def _text(path: Path) -> bytes:
     with opened(path) as descriptor:
         if os.fstat(descriptor).st_size > _LONGEST_JSON:
             raise ValueError("longer than any document that was written")

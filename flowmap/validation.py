@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -301,7 +302,9 @@ class _Validation:
                     for record in synced:
                         # A claim that comes meanwhile has a higher number, and other slots.
                         if now[record.index] == record:
-                            ledger.write(record.made_durable())
+                            durable = record.made_durable()
+                            ledger.write(durable)
+                            ledger.write(replace(durable, sequence=durable.sequence + 1))
                     ledger.sync()
         except (OSError, FlowmapError) as error:
             what = "Nothing" if not marked else "Not everything"

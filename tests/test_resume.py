@@ -242,24 +242,48 @@ def test_an_attempt_that_is_overtaken_at_its_last_record_is_told(
     assert states(target) == [last]
 
 
-def test_a_claim_that_comes_too_late_leaves_no_seal_on_what_is_not_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("durability", ["segment", "end"])
+def test_a_claim_that_comes_too_late_leaves_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Any
 ) -> None:
-    """It takes the place of the record that was done and sealed while it was written."""
-    target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1)
+    """It takes the place of one of the two records that say so while it is being written."""
+    target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1, durability=durability)
     put = Ledger.put
 
     def slow(ledger: Ledger, slot: bytes, index: int, first: int) -> None:
         monkeypatch.undo()
-        flowmap.fill_segment(target.segments[0], ramp)
+        with flowmap.open_segment(target.segments[0]) as out:  # few records, of every parity
+            out[:] = np.arange(ROWS)
         assert flowmap.validate(target).sealed
         put(ledger, slot, index, first)
 
     monkeypatch.setattr(Ledger, "put", slow)
     with pytest.raises(ClaimLostError):
-        flowmap.fill_segment(target.segments[0], ramp)
-    assert states(target) == ["running"]
+        flowmap.write_segment(target.segments[0], np.arange(ROWS))
+    assert states(target) == ["done"]
+    assert flowmap.validate(target).sealed
+
+
+def test_a_claim_that_comes_too_late_leaves_no_seal_on_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim to what is done takes the place of both records that were sealed meanwhile."""
+    target = flowmap.allocate(tmp_path / "a.npy", ROWS, "f8", segments=1)
+    flowmap.write_segment(target.segments[0], np.zeros(ROWS))
+    put = Ledger.put
+
+    def slow(ledger: Ledger, slot: bytes, index: int, first: int) -> None:
+        monkeypatch.undo()
+        flowmap.write_segment(target.segments[0], np.ones(ROWS), replace=True)
+        assert flowmap.validate(target).sealed
+        put(ledger, slot, index, first)
+
+    monkeypatch.setattr(Ledger, "put", slow)
+    flowmap.write_segment(target.segments[0], np.ones(ROWS) * 2, replace=True)
+    assert states(target) == ["done"]
+    assert (target.asarray() == 2).all()
     assert not Sidecar.of(target.path).seal.exists()
+    assert flowmap.validate(target).sealed
 
 
 def test_a_bad_sector_is_computed_again(
@@ -338,7 +362,7 @@ def test_order_of_a_commit(tmp_path: Path, events: Events) -> None:
         "write",
         "note running 4/0",
         "sync target",
-        "note done 4/4",
+        *["note done 4/4"] * 2,
         "sync ledger",
     ]
 
@@ -352,7 +376,7 @@ def test_order_of_checkpoints(tmp_path: Path, events: Events) -> None:
     flowmap.fill_segment(target.segments[0], ramp)
     block = ["write", "note running 2/0", "sync target", "note running 2/2", "sync ledger"]
     assert events[1 : 1 + len(block)] == block
-    assert events[-3:] == ["sync target", "note done 4/4", "sync ledger"]
+    assert events[-4:] == ["sync target", *["note done 4/4"] * 2, "sync ledger"]
 
 
 def test_durability_end_syncs_nothing(tmp_path: Path, events: Events) -> None:
@@ -387,10 +411,10 @@ def test_order_of_system_calls(tmp_path: Path) -> None:
     child = run(["strace", *options, *script(program, target.path)])
     assert child.returncode == 0, child.stderr
     calls = re.findall(r"(pwrite64|fdatasync)\(\d+<[^>]*/(\S+\.npy)>", trace.read_text())
-    assert calls[-4:] == [
+    assert calls[-5:] == [
         ("pwrite64", "ledger.npy"),
         ("fdatasync", "a.npy"),
-        ("pwrite64", "ledger.npy"),
+        *[("pwrite64", "ledger.npy")] * 2,
         ("fdatasync", "ledger.npy"),
     ]
     assert ("pwrite64", "a.npy") in calls
