@@ -424,3 +424,19 @@ def forked(act: Callable[[], str]) -> str:
         text = said.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return text if status == 0 else f"signal {-status}"
+
+
+def as_user(user: int, act: Callable[[], str], mask: int = 0o022) -> str:
+    """Return what a function says in a process of another user, or its error; needs root."""
+
+    def act_there() -> str:
+        os.umask(mask)
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        try:
+            return act()
+        except flowmap.FlowmapError as error:
+            return f"{type(error).__name__}: {error}"
+
+    return forked(act_there)
