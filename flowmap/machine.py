@@ -1,8 +1,10 @@
-"""What this machine is: its processors, its mounted file systems, and this process's umask."""
+"""What this machine is: processors, mounted file systems, users, and this process's umask."""
 
 from __future__ import annotations
 
+import getpass
 import os
+import pwd
 import re
 from pathlib import Path
 from typing import Final
@@ -50,3 +52,19 @@ def umask() -> int:
         status = ""
     found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)  # since Linux 4.7
     return int(found[1], 8) if found else 0o077
+
+
+def this_user() -> str:
+    """Return the name of the user who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a number without a name
+        return str(os.getuid())
+
+
+def user_name(number: int) -> str:
+    """Return what to call a user in a message, by the number."""
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user number {number}"
