@@ -37,7 +37,7 @@ from flowmap.npy import Layout, header_digest
 from flowmap.publication import check_folder, make_folder, publish, remove_stale
 from flowmap.root import rooted
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import Sidecar, absolute
+from flowmap.sidecar import Sidecar, absolute, output_path
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.work import Work, describe
@@ -117,7 +117,7 @@ def allocate(
         StorageError: There is no such folder, no space, no permission.
     """
     wanted = _Wanted.of(
-        absolute(path),
+        output_path(path),
         Layout.of(shape, dtype, fortran_order),
         segments=segments,
         block_rows=block_rows,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
-from support import as_user, let_others_in, ramp, snapshot
+from support import as_user, let_others_in, ramp, sealed, snapshot
 
 import flowmap
 import flowmap.alloc
-from flowmap.errors import ForeignFileError
+from flowmap import sentinels
+from flowmap.checksums import write_checksum
+from flowmap.errors import ForeignFileError, InvalidArgumentError
+from flowmap.exporting import export
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,3 +156,72 @@ def test_a_link_to_records(tmp_path: Path) -> None:
         allocate(tmp_path / "a.npy")
     assert [entry.name for entry in behind.iterdir()] == ["header.lock"]
     assert not tmp_path.joinpath("a.npy").exists()
+
+
+WRITERS: dict[str, Callable[[Path, Path], object]] = {
+    "resume": lambda path, _: allocate(path),
+    "overwrite": lambda path, _: allocate(path, exist="overwrite"),
+    "memmap w+": lambda path, _: flowmap.open_memmap(path, "w+", "f8", 10),
+    "memmap r+": lambda path, _: flowmap.open_memmap(path),
+    "export": lambda path, target: export(target, path),
+    "sentinel": sentinels.place_of,
+}
+"""What writes a file at a path that it is given; the second is that of some target."""
+
+AMONG_RECORDS = [
+    *("a.npy.flowmap/ledger.npy", "a.npy.flowmap/job.json", "a.npy.flowmap/new.npy"),
+    *("a.npy.flowmap", "a.npy.flowmap/folder/new.npy", "A.NPY.FLOWMAP/new.npy"),
+    *(f".a.npy.flowmap.cleaned.{'0' * 32}/ledger.npy", "moved/ledger.npy", "moved/new.npy"),
+    *("link/ledger.npy", "not.yet.flowmap"),
+]
+
+
+@pytest.mark.parametrize("way", WRITERS)
+def test_nothing_is_written_among_the_records(tmp_path: Path, way: str) -> None:
+    """A path among the records of a job, of this one or another, is refused untouched."""
+    target = sealed(tmp_path / "a.npy", np.arange(10.0))
+    records = tmp_path / "a.npy.flowmap"
+    records.joinpath("folder").mkdir()
+    for other in (f".a.npy.flowmap.cleaned.{'0' * 32}", "A.NPY.FLOWMAP", "moved"):
+        shutil.copytree(records, tmp_path / other)
+    tmp_path.joinpath("link").symlink_to(records)
+    before = contents(tmp_path)
+    for name in AMONG_RECORDS:
+        with pytest.raises(InvalidArgumentError, match="among the records of a job"):
+            WRITERS[way](tmp_path / name, target.path)
+    assert contents(tmp_path) == before
+
+
+def test_a_checksum_among_the_records(tmp_path: Path) -> None:
+    """Nor is a checksum written there, whatever an older version has allocated."""
+    sealed(tmp_path / "a.npy", np.arange(10.0))
+    sealed(tmp_path / "b.npy", np.arange(10.0))
+    for name in ("b.npy", "b.npy.flowmap"):
+        tmp_path.joinpath(name).rename(tmp_path / "a.npy.flowmap" / name)
+    before = contents(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="among the records of a job"):
+        write_checksum(tmp_path / "a.npy.flowmap" / "b.npy")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", [".flowmap", "flowmap", "a.flowmap.b", "runs"])
+def test_folders_that_are_not_for_records(tmp_path: Path, folder: str) -> None:
+    """A folder that only looks like one of records takes targets, with any `job.json` in it."""
+    tmp_path.joinpath(folder).mkdir()
+    tmp_path.joinpath(folder, "job.json").write_text("of a batch system")
+    assert len(allocate(tmp_path / folder / "a.npy").pending()) == 2
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Return every file and folder beneath one, with the bytes of the files."""
+    found = folder.rglob("*")
+    return {str(each): each.read_bytes() if each.is_file() else None for each in found}
+
+
+def test_reading_records_is_allowed(tmp_path: Path) -> None:
+    """The ledger is a file that NumPy opens, and so does flowmap, for reading."""
+    allocate(tmp_path / "a.npy")
+    ledger = tmp_path / "a.npy.flowmap" / "ledger.npy"
+    assert len(flowmap.open_memmap(ledger, "r")) == len(flowmap.load(ledger)) == 2
+    with pytest.raises(InvalidArgumentError, match="among the records"):
+        flowmap.load(ledger, "r+")
