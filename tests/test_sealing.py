@@ -245,7 +245,9 @@ def test_no_more_than_the_umask_gives_back(
     elif way == "write":
         flowmap.write_segment(sealed.segments[0], np.ones(5), replace=True)
     elif way == "damage":
+        sealed.path.chmod(0o644)
         damage(sealed, 1)
+        sealed.path.chmod(0o444)
         assert flowmap.validate(sealed).marked
     else:  # the validation that seals it again gives the permissions back itself
         monkeypatch.setattr(sealing, "lift", lambda _: None)
@@ -387,6 +389,7 @@ def test_copied_with_its_sidecar(sealed: Target, tmp_path: Path) -> None:
     for file in Sidecar.of(sealed.path).folder.iterdir():
         folder.joinpath(file.name).write_bytes(file.read_bytes())
     assert flowmap.validate(copy).sealed
+    copy.chmod(0o644)  # only who may write to it may mark it
     os.setxattr(copy, "user.flowmap.job", sealed.id.encode())
     assert flowmap.open_target(copy).pending() == []
 
