@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import getpass
 import os
 import secrets
 import socket
@@ -24,6 +22,7 @@ from flowmap.errors import (
     FlowmapError,
     ForeignFileError,
     InvalidArgumentError,
+    LockTimeoutError,
     NotFoundError,
     OtherJobError,
     StorageError,
@@ -33,15 +32,13 @@ from flowmap.errors import (
 )
 from flowmap.job import DURABILITIES, Durability, Job
 from flowmap.locks import header_lock
-from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
+from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type, this_user
 from flowmap.npy import Layout, header_digest
-from flowmap.publication import make_folder, publish, remove_stale
+from flowmap.publication import check_folder, make_folder, publish, remove_stale
 from flowmap.root import rooted
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import Sidecar, absolute
-from flowmap.storage import (
-    PAGE,
-)
+from flowmap.sidecar import Sidecar, absolute, output_path
+from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.work import Work, describe
 
@@ -111,7 +108,8 @@ def allocate(
         InvalidArgumentError, WrongTypeError: An argument that cannot be.
         FillerNotFoundError: The filler's name leads to none.
         TargetExistsError: Something is there, and `exist="error"`.
-        ForeignFileError: What is there was not allocated by flowmap.
+        ForeignFileError: What is there was not allocated by flowmap, or the folder for the
+            records is there and another user owns it.
         OtherJobError: Another job has the path, or the same one pinned to other work, and
             `exist="resume"`.
         DamagedJobError: The job at the path is damaged.
@@ -119,7 +117,7 @@ def allocate(
         StorageError: There is no such folder, no space, no permission.
     """
     wanted = _Wanted.of(
-        absolute(path),
+        output_path(path),
         Layout.of(shape, dtype, fortran_order),
         segments=segments,
         block_rows=block_rows,
@@ -131,7 +129,7 @@ def allocate(
         filler=filler,
         arguments=arguments,
     )
-    _check_folder(wanted.path)
+    check_folder(wanted.path)
     for _ in range(1, _TRIES):
         with contextlib.suppress(NotFoundError):
             return _allocated(wanted)
@@ -155,7 +153,13 @@ def _allocated(wanted: _Wanted) -> Target:
     if target is not None:
         return target
     wanted.check_file_system()
-    make_folder(sidecar.folder)
+    try:
+        make_folder(sidecar.folder)
+    except ForeignFileError:
+        target = _made_meanwhile(wanted, sidecar)
+        if target is None:
+            raise
+        return target
     with header_lock(sidecar.folder):
         remove_stale(sidecar)
         try:
@@ -165,6 +169,15 @@ def _allocated(wanted: _Wanted) -> Target:
                 raise
             wanted = replace(wanted, exist="overwrite")
             return wanted.attach() or Target(_make(wanted))
+
+
+def _made_meanwhile(wanted: _Wanted, sidecar: Sidecar) -> Target | None:
+    """Return the job that another user may just be allocating in a folder of theirs, if any."""
+    why_not = (StorageError, LockTimeoutError, OtherJobError)
+    if os.path.lexists(sidecar.lock) and not sidecar.folder.is_symlink():
+        with contextlib.suppress(*why_not), header_lock(sidecar.folder):
+            return wanted.attach()
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,20 +339,6 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         )
 
 
-def _check_folder(path: Path) -> None:
-    try:
-        mode = path.parent.stat().st_mode
-    except FileNotFoundError as error:
-        advice = "the folder of the target does not exist; make it first"
-        raise storage_error(error, advice, path.parent) from error
-    except OSError as error:
-        raise storage_error(error, "cannot look at the target's folder", path.parent) from error
-    if not stat.S_ISDIR(mode):
-        raise StorageError(
-            errno.ENOTDIR, "the parent of the target is no folder", str(path.parent)
-        )
-
-
 def _make(wanted: _Wanted) -> Job:
     header = wanted.layout.header()
     job = Job(
@@ -360,17 +359,10 @@ def _make(wanted: _Wanted) -> Job:
             "python": sys.version.split()[0],
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "user": _user(),
+            "user": this_user(),
             "time": time.time(),
             "align": wanted.align,
         },
     )
     publish(job, header, replace=wanted.exist == "overwrite")
     return job
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a number without a name
-        return str(os.getuid())

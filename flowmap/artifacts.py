@@ -16,7 +16,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flowmap.errors import said
+from flowmap.errors import printable, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,18 @@ def artifact_key(target: Target, kind: str) -> str:
     """Return an artifact's key: lowercase letters, digits and dashes, as Prefect asks."""
     name = re.sub(r"[^a-z0-9]+", "-", target.path.name.lower()).strip("-")
     return f"flowmap-{kind}-{name}"
+
+
+def code(value: object) -> str:
+    """Return Markdown that shows a text as it is, in a cell of a table, too.
+
+    Args:
+        value: Its text: a file name may hold whatever Markdown or HTML would obey.
+    """
+    text = printable(str(value)).replace("\n", "\\n").replace("|", "\\|")
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {text} {fence}" if longest else f"`{text}`"
 
 
 class Artifacts:
@@ -83,20 +95,19 @@ class Artifacts:
         """
         target = self._target
         rows = {
-            "file": f"`{target.path}`",
-            "shape": f"`{target.shape}`",
-            "dtype": f"`{target.dtype}`",
+            "file": code(target.path),
+            "shape": code(target.shape),
+            "dtype": code(target.dtype),
             "order": "Fortran" if target.fortran_order else "C",
             "bytes": f"{target.nbytes:,}",
             "segments": f"{len(target.segments):,}",
-            "digest (xxh3_128)": f"`{report.digest}`",
-            "open it": f'`numpy.load("{target.path}", mmap_mode="r")`',
+            "digest (xxh3_128)": code(report.digest),
+            "open it": code(f'numpy.load("{target.path}", mmap_mode="r")'),
         }
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         text = f"| | |\n|---|---|\n{table}\n"
-        self._call(
-            create_markdown_artifact, text, artifact_key(target, "summary"), str(target.path)
-        )
+        key = artifact_key(target, "summary")
+        self._call(create_markdown_artifact, text, key, code(target.path))
 
     def show(self) -> None:
         """Show how far it is now."""
@@ -107,7 +118,8 @@ class Artifacts:
         if self._id is not None:
             update_progress_artifact(self._id, percent)
             return
-        key, about = artifact_key(self._target, "progress"), f"Rows of {self._target.path}"
+        key = artifact_key(self._target, "progress")
+        about = f"Rows of {code(self._target.path)}"
         # Called where nothing is async, it is the id and no coroutine.
         self._id = cast("UUID", create_progress_artifact(percent, key, about))
 

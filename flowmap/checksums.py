@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from flowmap.errors import ForeignFileError, NotValidatedError, storage_error, told
 from flowmap.job import opened_again
 from flowmap.sealing import proven
+from flowmap.sidecar import output_path
 from flowmap.storage import NotRegularError, created, opened, put_in_place, write_all
 from flowmap.target import open_target
 
@@ -43,7 +44,7 @@ def write_checksum(path: str | os.PathLike[str]) -> Path:
     """
     target = open_target(path)
     seal = proven(target)
-    place = target.path.with_name(f"{target.path.name}.sha256")
+    place = output_path(target.path.with_name(f"{target.path.name}.sha256"))
     escape, name = _escaped(os.fsencode(target.path.name))
     earlier = _earlier(place, re.escape(escape) + rb"[0-9a-f]{64}  " + re.escape(name) + b"\n")
     digest = _sha256(target)

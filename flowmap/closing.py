@@ -19,6 +19,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Crashed
 
+from flowmap.errors import printable
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
@@ -46,7 +48,8 @@ def close_dead_run(target: Target, run: str) -> None:
             if run != runtime.flow_run.id:  # it was tried again, and lives
                 _close_flow_run(client, dead)
     except Exception as error:  # noqa: BLE001 -- the array matters more than what the UI shows
-        get_run_logger().warning("The dead run %s could not be closed: %r", run, error)
+        told = printable(run)
+        get_run_logger().warning("The dead run %s could not be closed: %r", told, error)
     else:
         get_run_logger().info("Closed %d task runs of the dead flow run %s", count, run)
 

@@ -1,15 +1,32 @@
 """The errors of flowmap: each is a `FlowmapError` and also the built-in it resembles.
 
-They keep their fields and survive pickling, since workers send them across processes.
+They keep their fields and survive pickling, since workers send them across processes. Their
+messages quote file names and records that other users may have written, and are shown on
+terminals: `printable` makes every message safe for that.
 """
 
 from __future__ import annotations
 
 import errno as errno_module
 import os
+import re
 from typing import Any, Final, Self
 
 _SHOWN: Final = 200  # characters of a user's value that a message has room for
+
+_CONTROLS: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal obeys instead of showing it, but for tab and newline: the control characters
+C0 and C1, those that reorder a line (Unicode's embeddings, overrides and isolates), and bytes
+of a file name that are not UTF-8, since one of them may be C1."""
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters written out, as in the repr of a text."""
+    if text.isprintable():
+        return text
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def short(value: object, most: int = _SHOWN) -> str:
@@ -32,7 +49,8 @@ def said(error: BaseException) -> str:
 
 
 def cut(text: str, most: int = _SHOWN) -> str:
-    """Return a text of `most` characters at most, with an ellipsis where it was cut."""
+    """Return a printable text of `most` characters at most, with an ellipsis if it was cut."""
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -54,7 +72,7 @@ class FlowmapError(Exception):
     """
 
     def __init__(self, message: str, **fields: Any) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.__dict__.update(fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -200,10 +218,10 @@ class StorageError(FlowmapError, OSError):
 
     def __new__(cls, number: int, message: str, path: str | None = None) -> Self:
         """Let `OSError` fill its own fields: errno, strerror and filename."""
-        return super().__new__(cls, number, message, path)
+        return super().__new__(cls, number, printable(message), path)
 
     def __init__(self, number: int, message: str, path: str | None = None) -> None:
-        OSError.__init__(self, number, message, path)
+        OSError.__init__(self, number, printable(message), path)
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:

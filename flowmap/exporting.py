@@ -13,7 +13,7 @@ from flowmap.errors import ForeignFileError, InvalidArgumentError, storage_error
 from flowmap.job import refuse_replaced
 from flowmap.records import rows_kept
 from flowmap.sealing import digest_if_done, seal_of, state_of
-from flowmap.sidecar import Sidecar, absolute
+from flowmap.sidecar import Sidecar, absolute, output_path
 from flowmap.storage import NotRegularError, put_in_place, read_json, staged_json
 from flowmap.target import open_target
 
@@ -140,7 +140,7 @@ def export(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> dict[s
 
     Args:
         path: Of the target, or the target.
-        file: Where; its folder must exist. Not in the folder of the records, which goes.
+        file: Where; its folder must exist, and not be one of records.
 
     Returns:
         What was written, as `record_of` describes it.
@@ -152,13 +152,10 @@ def export(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> dict[s
         OtherJobError, NotFoundError, DamagedJobError, StorageError: As in `record_of`; or the
             file cannot be written.
     """
-    place = absolute(file, "file", ".json")
-    target = absolute(path)
-    folder = Sidecar.of(target).folder
-    if place in (target, folder) or folder in place.parents:
+    place = output_path(file, "file", ".json")
+    if place == absolute(path):
         raise InvalidArgumentError(
-            f"file is {place}, which is the target, or in the folder of its records, where it "
-            "would go with them. Choose another name."
+            f"file is {place}, which is the target. Choose another name."
         )
     document = record_of(path)
     earlier = _earlier(place)

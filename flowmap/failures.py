@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.errors import cut, said
+from flowmap.errors import cut, printable, said
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import publish_json, read_json
 
@@ -62,5 +62,7 @@ def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:
         return None
     known = {"job": job.id, "attempt": attempt}
     ours = all(found.get(name) == value for name, value in known.items())
-    texts = all(isinstance(found.get(name), str) for name in ("reason", "traceback"))
-    return found if ours and texts else None
+    texts = {name: found.get(name) for name in ("reason", "traceback")}
+    if not (ours and all(isinstance(text, str) for text in texts.values())):
+        return None
+    return {name: printable(str(text)) for name, text in texts.items()}

@@ -1,9 +1,12 @@
-"""What this machine is: its processors, and the file systems that it has mounted."""
+"""What this machine is: processors, mounted file systems, users, and this process's umask."""
 
 from __future__ import annotations
 
 import ctypes
+import getpass
 import os
+import pwd
+import re
 import sys
 from pathlib import Path
 from typing import Final
@@ -59,3 +62,32 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def umask() -> int:
+    """Return the umask of this process, or 0o077 where the system does not show it.
+
+    `os.umask` can only be read by setting it, which another thread that makes a file would see.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(errors="replace")
+    except OSError:  # not Linux
+        status = ""
+    found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)  # since Linux 4.7
+    return int(found[1], 8) if found else 0o077
+
+
+def this_user() -> str:
+    """Return the name of the user who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a number without a name
+        return str(os.getuid())
+
+
+def user_name(number: int) -> str:
+    """Return what to call a user in a message, by the number."""
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user number {number}"

@@ -23,7 +23,7 @@ from flowmap.errors import (
     told,
 )
 from flowmap.npy import MAX_HEADER_SIZE, Layout, read_header
-from flowmap.sidecar import Sidecar
+from flowmap.sidecar import Sidecar, check_outside_records
 from flowmap.storage import NotRegularError, open_existing
 from flowmap.windows import Window
 
@@ -89,7 +89,8 @@ def open_memmap(
     Raises:
         InvalidArgumentError: There is no such window, or no such mode; the file has another
             dtype, holds Python objects, is no `.npy` file, or shorter than its header says; for
-            "w+" an offset, no shape, a shape or dtype that no file can have.
+            "w+" an offset, no shape, a shape or dtype that no file can have; for "r+" and "w+"
+            a path among the records of a job.
         WrongTypeError: `filename` is no path, `offset` or `shape` not made of whole numbers.
         OtherJobError: "w+", and the file is the target of a job.
         StorageError: The file cannot be opened, mapped or made; as `NotFoundError` or
@@ -107,6 +108,8 @@ def open_memmap(
             f"mode is {short(mode)}; it takes 'r', 'r+' or 'c' for a file that is there, and "
             "'w+' to make one."
         )
+    if known == "r+":
+        _check_outside_records(path)
     with opened_npy(path, most, write=known == "r+") as (file, layout):
         window = Window.asked(layout, file.tell(), offset, shape, path)
         _refuse_other_dtype(layout, dtype, path)
@@ -279,8 +282,15 @@ def _made(
     return array
 
 
+def _check_outside_records(path: str) -> None:
+    """Refuse to write to a file among the records of a job, also through a link."""
+    with told("cannot look at the file", path):
+        check_outside_records(Path(os.path.realpath(path)), "filename")
+
+
 def _refuse_target(path: str) -> None:
-    """Refuse to throw away the target of a job, or to write to a pipe or device."""
+    """Refuse to throw away the target of a job or a record, or to write to a pipe or device."""
+    _check_outside_records(path)
     with told("cannot look at the file", path):
         if Path(path).exists() and not Path(path).is_file():
             raise _not_regular(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Final
 
+from flowmap.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -26,11 +28,11 @@ def table(title: str, rows: Iterable[tuple[str, str]]) -> str:
         rows: A name and a text each.
     """
     lines = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-        f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+        f"<tr><th style='text-align:left'>{_escaped(name)}</th>"
+        f"<td style='text-align:left'>{_escaped(text)}</td></tr>"
         for name, text in rows
     )
-    return f"<strong>{html.escape(title)}</strong><table>{lines}</table>"
+    return f"<strong>{_escaped(title)}</strong><table>{lines}</table>"
 
 
 def bar(parts: Mapping[str, int]) -> str:
@@ -49,4 +51,8 @@ def bar(parts: Mapping[str, int]) -> str:
 
 def listed(lines: Iterable[str]) -> str:
     """Return a list; texts are escaped."""
-    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{_escaped(line)}</li>' for line in lines)}</ul>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))

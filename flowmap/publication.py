@@ -6,11 +6,20 @@ import contextlib
 import errno
 import os
 import re
+import secrets
+import stat
 import time
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import ForeignFileError, NotFoundError, TargetExistsError, storage_error
+from flowmap.errors import (
+    ForeignFileError,
+    NotFoundError,
+    StorageError,
+    TargetExistsError,
+    storage_error,
+)
 from flowmap.ledger import create_ledger
+from flowmap.machine import user_name
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import (
     PAGE,
@@ -42,11 +51,30 @@ _STALE: Final = re.compile(
 """Private names that are made under the header lock only, or whose loss is harmless."""
 
 
+def check_folder(path: Path) -> None:
+    """Check that the folder of a target is there.
+
+    Raises:
+        StorageError: It is not, is not a folder, or cannot be looked at.
+    """
+    try:
+        mode = path.parent.stat().st_mode
+    except FileNotFoundError as error:
+        advice = "the folder of the target does not exist; make it first"
+        raise storage_error(error, advice, path.parent) from error
+    except OSError as error:
+        raise storage_error(error, "cannot look at the target's folder", path.parent) from error
+    if not stat.S_ISDIR(mode):
+        raise StorageError(
+            errno.ENOTDIR, "the parent of the target is not a folder", str(path.parent)
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Make the folder for the records, where there is none yet.
 
     Raises:
-        ForeignFileError: Something else has its name.
+        ForeignFileError: Something else has its name, or another user owns it.
         NotFoundError: It was there, and was removed meanwhile.
         StorageError: It cannot be made.
     """
@@ -67,6 +95,39 @@ def make_folder(folder: Path) -> None:
             f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",
             path=str(folder),
         )
+    _check_owner(folder)
+
+
+def _check_owner(folder: Path) -> None:
+    """Refuse a folder for the records that another user owns, other than root.
+
+    Its owner could change the records of the new job at any time: in /tmp anybody can make a
+    folder of that name beforehand.
+
+    Raises:
+        ForeignFileError: Another user owns it.
+        NotFoundError: It was removed meanwhile.
+        StorageError: It cannot be looked at.
+    """
+    try:
+        owner = folder.lstat().st_uid
+        if owner in (0, os.geteuid()):
+            return
+        # A server may give all files to one user, whoever makes them (NFS: all_squash).
+        probe = folder.with_name(f".flowmap-owner.{secrets.token_hex(8)}")
+        with created(probe) as descriptor:
+            probe.unlink()
+            if os.fstat(descriptor).st_uid == owner:
+                return
+    except OSError as error:
+        doing = "cannot tell who owns the folder of the records"
+        raise storage_error(error, doing, folder) from error
+    raise ForeignFileError(
+        f"{folder}, where the records go, belongs to {user_name(owner)}, who could change "
+        "the records of your job at any time. Choose another path for the target, or remove "
+        "this folder, or ask its owner to.",
+        path=str(folder),
+    )
 
 
 def remove_stale(sidecar: Sidecar) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xxhash
 
+from flowmap.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -253,6 +255,32 @@ def digest_of(records: Iterable[SegmentRecord]) -> str:
     return whole.hexdigest()
 
 
+def status_of(slots: NDArray[Any]) -> NDArray[Any]:
+    """Return what `Target.status` does: shape (segments,), dtype `STATUS`.
+
+    Args:
+        slots: The slot of each segment that counts: shape (segments,), dtype `SLOT`.
+    """
+    table = np.zeros(len(slots), STATUS)
+    table["index"] = slots["segment"]
+    for name in (
+        "start",
+        "stop",
+        "state",
+        "rows_done",
+        "attempt",
+        "started",
+        "finished",
+        "pid",
+    ):
+        table[name] = slots[name]
+    for name in ("host", "reason"):  # other users may have written them
+        table[name] = [printable(text) for text in slots[name].astype(str).tolist()]
+    for name in ("digest", "work"):
+        table[name] = [mark.hex() if any(mark) else "" for mark in slots[name].tolist()]
+    return table
+
+
 def count_states(status: NDArray[Any]) -> dict[str, int]:
     """Return how many segments are in each state, by the order of `STATES`.
 
@@ -297,4 +325,4 @@ def is_possible(slot: bytes) -> bool:
 
 
 def _text(field: bytes) -> str:
-    return field.rstrip(b"\0").decode("ascii")
+    return printable(field.rstrip(b"\0").decode("ascii"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flowmap import markup
-from flowmap.errors import ValidationFailed
+from flowmap.errors import ValidationFailed, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,11 +57,11 @@ class ValidationReport:
             lines += [f"  - and {more} more"] if more > 0 else []
         if self.marked:
             lines.append(f"{len(self.marked)} damaged segments are pending again: run the job.")
-        return "\n".join([*lines, *self.notes])
+        return printable("\n".join([*lines, *self.notes]))
 
     def __repr__(self) -> str:
         state = "ok" if self.ok else f"{len(self.problems)} problems"
-        return f"<flowmap.ValidationReport {self.path}: {state}>"
+        return f"<flowmap.ValidationReport {printable(str(self.path))}: {state}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the same as the text of the report."""

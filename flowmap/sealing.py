@@ -2,6 +2,9 @@
 
 The permission is taken after the seal is there and given back before it goes, so that what is
 cut short in between leaves a target that may be written, never one that nobody knows to open.
+
+Other users may be able to write the seal. So the permissions that it records are only a wish:
+lifting it adds write permissions and nothing else, and none that the umask denies.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flowmap.errors import NotValidatedError, storage_error, told
+from flowmap.machine import umask
 from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 JobState = Literal["valid", "done", "incomplete", "damaged"]
 
-_MODE: Final = 0o7777  # all that `stat.S_IMODE` gives
+_MODE: Final = 0o777  # no set-id bits, no sticky bit
 _WRITE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -50,7 +54,7 @@ def put(
     Raises:
         OSError: The seal cannot be written.
     """
-    now = stat.S_IMODE(os.fstat(target).st_mode)
+    now = _permissions(target)
     path = Sidecar.of(job.path).seal
     mode = now if now & _WRITE else _mode(_read(path), now)
     seal = {
@@ -70,7 +74,7 @@ def put(
     if claimed():
         lift(job)
         if not notes:  # the claim may have lifted the seal before the permission was taken
-            os.fchmod(target, mode)
+            os.fchmod(target, _writable(now, mode))
         return False, ["Not sealed: a segment was claimed meanwhile; validate again."]
     return True, notes
 
@@ -91,9 +95,11 @@ def lift(job: Job) -> None:
         return
     try:
         with opened(job.path) as target:
-            now = stat.S_IMODE(os.fstat(target).st_mode)
+            now = _permissions(target)
             if not now & _WRITE:
-                os.fchmod(target, _mode(seal, now | stat.S_IWUSR))
+                # Whoever can rename files may have put another of its owner's files there.
+                ours = job.problem_with(target) is None
+                os.fchmod(target, _writable(now, _mode(seal, now) if ours else now))
     except (FileNotFoundError, NotRegularError):
         pass  # then there is nothing to write to
     except OSError as error:
@@ -180,7 +186,22 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
+def _permissions(target: int) -> int:
+    """Return the permissions of an open file."""
+    return os.fstat(target).st_mode & _MODE
+
+
 def _mode(seal: dict[str, Any], otherwise: int) -> int:
-    """Return the permissions that the target had before it was sealed."""
+    """Return the permissions that the target had before, by what the seal says."""
     mode = seal.get("mode")
     return mode if type(mode) is int and mode == mode & _MODE else otherwise
+
+
+def _writable(now: int, recorded: int) -> int:
+    """Return the permissions of a target whose seal is lifted.
+
+    Its owner may write to it. Others may where the seal recorded it, the umask of this process
+    allows it, and they may read the file: else its owner has closed it to them since.
+    """
+    may_read = now >> 1 & _WRITE
+    return now | stat.S_IWUSR | recorded & may_read & ~umask()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from flowmap import markup
 from flowmap.arguments import whole, wholes
-from flowmap.errors import InvalidArgumentError, WrongTypeError, short
+from flowmap.errors import InvalidArgumentError, WrongTypeError, printable, short
 from flowmap.storage import CHUNK
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Segment:
         return self.stop - self.start
 
     def __repr__(self) -> str:
-        return f"<{self.name} of {self.path}>"
+        return f"<{self.name} of {printable(str(self.path))}>"
 
     def _repr_html_(self) -> str:
         rows = [

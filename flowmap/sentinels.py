@@ -18,7 +18,7 @@ from flowmap.errors import (
     told,
 )
 from flowmap.records import FINISHED
-from flowmap.sidecar import Sidecar, absolute
+from flowmap.sidecar import absolute, output_path
 from flowmap.storage import NotRegularError, publish_json, read_json
 
 if TYPE_CHECKING:
@@ -46,12 +46,10 @@ def place_of(sentinel: str | os.PathLike[str], target: str | os.PathLike[str]) -
         ForeignFileError: Something else has it.
         NotFoundError, StorageError: Its folder does not exist, or cannot be looked at.
     """
-    place, path = absolute(sentinel, "sentinel", ".json"), absolute(target)
-    folder = Sidecar.of(path).folder
-    if place in (path, folder) or folder in place.parents:
+    place = output_path(sentinel, "sentinel", ".json")
+    if place == absolute(target):
         raise InvalidArgumentError(
-            f"sentinel is {place}, which is the target or among its records. Choose another "
-            "name."
+            f"sentinel is {place}, which is the target. Choose another name."
         )
     with told("the folder of the sentinel cannot be looked at; make it first", place.parent):
         place.parent.stat()

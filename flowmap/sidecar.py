@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,11 @@ from flowmap.storage import look_afresh
 
 FORMAT: Final = 1
 """Version of the sidecar's files; a later one is refused."""
+
+_FOR_RECORDS: Final = re.compile(
+    r".+\.flowmap|\..+\.flowmap\.cleaned\.[0-9a-f]{32}", re.DOTALL | re.IGNORECASE
+)
+"""Names of folders of records: beside a target, and while `clean` removes them."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +118,39 @@ def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".n
         return Path(os.path.realpath(given.parent)) / given.name
     except OSError as error:  # the working directory is gone
         raise storage_error(error, "cannot tell where a relative path leads", given) from error
+
+
+def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = ".npy") -> Path:
+    """Return the absolute path of a file to be written, as `absolute` does.
+
+    Args:
+        path: Of the file.
+        name: Of the argument, for messages.
+        suffix: Of the file, for messages.
+
+    Raises:
+        WrongTypeError, InvalidArgumentError: As in `absolute` and `check_outside_records`.
+    """
+    place = absolute(path, name, suffix)
+    check_outside_records(place, name)
+    return place
+
+
+def check_outside_records(place: Path, name: str) -> None:
+    """Refuse to write a file among the records of a job, which that would destroy.
+
+    Args:
+        place: The absolute path of the file, its links resolved.
+        name: Of the argument, for messages.
+
+    Raises:
+        InvalidArgumentError: A folder that it is in, or the file itself, has a name that is
+            for records; or its folder holds some under another name.
+    """
+    reserved = any(_FOR_RECORDS.fullmatch(part.name) for part in (place, *place.parents))
+    records = Sidecar(place.parent)
+    if reserved or all(os.path.lexists(each) for each in (records.job, records.ledger)):
+        raise InvalidArgumentError(
+            f"{name} is {short(str(place))}, which is among the records of a job: names that "
+            "end in .flowmap are for these alone. Choose another path."
+        )

@@ -15,13 +15,14 @@ from flowmap.errors import (
     FlowmapError,
     InvalidArgumentError,
     NotDoneTimeoutError,
+    printable,
     short,
     told,
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
 from flowmap.machine import is_on_network
 from flowmap.masking import with_mask
-from flowmap.records import STATUS, count_states
+from flowmap.records import count_states, status_of
 from flowmap.sidecar import absolute
 from flowmap.storage import drop_cached, read_into
 
@@ -100,7 +101,7 @@ class Target:
     def __repr__(self) -> str:
         order = ", Fortran order" if self.fortran_order else ""
         return (
-            f"<flowmap.Target {self.path} {self.shape} {self.dtype}{order}, "
+            f"<flowmap.Target {printable(str(self.path))} {self.shape} {self.dtype}{order}, "
             f"{len(self.job.plan)} segments>"
         )
 
@@ -179,15 +180,7 @@ class Target:
                 slots = ledger.read_all(bounds)
         finally:  # not before: an overwrite removes job.json first, and the ledger then
             refuse_replaced(self.job)
-        table = np.zeros(len(slots), STATUS)
-        table["index"] = slots["segment"]
-        for name in ("start", "stop", "state", "rows_done", "attempt"):
-            table[name] = slots[name]
-        for name in ("started", "finished", "host", "pid", "reason"):
-            table[name] = slots[name]
-        for name in ("digest", "work"):
-            table[name] = [mark.hex() if any(mark) else "" for mark in slots[name].tolist()]
-        return table
+        return status_of(slots)
 
     def pending(self) -> list[Segment]:
         """Return the segments that are not done yet: what a run has to fill.

@@ -22,6 +22,7 @@ from flowmap.errors import (
     StoppedError,
     StorageError,
     WrongTypeError,
+    printable,
 )
 from flowmap.machine import available_cpus
 from flowmap.segments import Segment
@@ -187,7 +188,8 @@ def alloc_task(
         arguments=arguments,
     )
     left, count = len(target.pending()), len(target.segments)
-    get_run_logger().info("%s: %d of %d segments are to be filled", target.path, left, count)
+    path = printable(str(target.path))
+    get_run_logger().info("%s: %d of %d segments are to be filled", path, left, count)
     return target
 
 

@@ -207,8 +207,8 @@ class Documents(_Jobs):
                 lease._refuse_if_live(found, self.job)
         elif path == self.sidecar.seal:
             with watched():
-                mode = sealing._mode(sealing._read(path), 0o600)
-            ensure(type(mode) is int and 0 <= mode <= 0o7777, f"permissions {mode}")
+                mode = sealing._writable(0o444, sealing._mode(sealing._read(path), 0o444))
+            ensure(mode in (0o644, 0o664, 0o646, 0o666), f"permissions {mode}")
         elif path == self.work:
             with watched():
                 ensure(type(self.job.describe_work("0" * 32)) is str, "no text")

@@ -144,7 +144,7 @@ BUGS: Final = {
     "any permissions": Bug(
         "documents",
         "permissions",
-        _replaced(flowmap.sealing, "_mode", lambda _, seal, mode: seal.get("mode", mode)),
+        _replaced(flowmap.sealing, "_writable", lambda _, now, recorded: recorded),
     ),
     "any slot": Bug(
         "slots", "Error", _replaced(flowmap.ledger, "is_possible", lambda *_: True)
@@ -168,6 +168,6 @@ BUGS: Final = {
         lambda: setattr(flowmap.values, "OverflowError", LookupError),
     ),
     "a folder before the checks": Bug(
-        "parameters", "allocated where", _replaced(flowmap.alloc, "absolute", _early)
+        "parameters", "allocated where", _replaced(flowmap.alloc, "output_path", _early)
     ),
 }

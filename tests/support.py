@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from flowmap import stopping
 from flowmap.errors import short
 from flowmap.npy import Layout
 from flowmap.records import FINISHED
+from flowmap.sidecar import Sidecar
+from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -424,3 +427,82 @@ def forked(act: Callable[[], str]) -> str:
         text = said.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return text if status == 0 else f"signal {-status}"
+
+
+def as_user(user: int, act: Callable[[], str], mask: int = 0o022) -> str:
+    """Return what a function says in a process of another user, or its error; needs root."""
+
+    def act_there() -> str:
+        os.umask(mask)
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        try:
+            return act()
+        except flowmap.FlowmapError as error:
+            return f"{type(error).__name__}: {error}"
+
+    return forked(act_there)
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b2J\r\x7f\u202e[red]<b>|`\u2066"
+"""What a terminal, rich, a notebook or Markdown would obey."""
+
+
+def obeyed(text: str) -> list[str]:
+    """Return the characters of a text that a terminal obeys, tabs and newlines left out."""
+    controls, order = r"\x00-\x08\x0b-\x1f\x7f-\x9f", r"\u202a-\u202e\u2066-\u2069"
+    return re.findall(rf"[{controls}{order}\ud800-\udfff]", text)
+
+
+def poison(target: Target) -> None:
+    """Have every record of a target tell something hostile, as others may who can write them.
+
+    Its second segment has failed, the others were filled, and another host is at it.
+    """
+    sidecar, text = Sidecar.of(target.path), HOSTILE
+    work = str(target.status()["work"][0])
+    known = {
+        "filler": text,
+        "version": text,
+        "arguments": {text: text},
+        "values": None,
+        "source": text,
+        "fingerprint": work,
+    }
+    publish_json(sidecar.work(work), known)
+    job = read_json(sidecar.job)
+    made = {name: text for name, value in job["made"].items() if isinstance(value, str)}
+    publish_json(sidecar.job, job | {"work": known, "made": job["made"] | made})
+    lease = {
+        "format": 1,
+        "job": target.id,
+        "token": "",
+        "run": text,
+        "dead": [text],
+        "name": text,
+        "host": text,
+        "machine": "elsewhere",
+        "pid": 1,
+        "process_started": 1,
+        "began": time.time(),
+        "refreshed": time.time(),
+    }
+    publish_json(sidecar.run, lease)
+    with target.job.ledger(write=True) as ledger:
+        for segment in target.segments:
+            old = ledger.read(segment.index, segment.start, segment.stop)
+            new = replace(old, sequence=old.sequence + 1, host=text)
+            if segment.index == 1:
+                new = replace(new, state="failed", reason=text)
+            ledger.write(new)
+    attempt = int(target.status()["attempt"][1])
+    failure = {
+        "job": target.id,
+        "attempt": attempt,
+        "reason": text,
+        "traceback": f"{text}\n\t{text}",
+    }
+    publish_json(sidecar.failure(1), failure | {"format": 1})
+    if sidecar.seal.exists():
+        publish_json(sidecar.seal, read_json(sidecar.seal) | {"host": text})

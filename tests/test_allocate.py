@@ -352,7 +352,7 @@ class TestBadArguments:
     def test_folder_is_a_file(self, tmp_path: Path) -> None:
         """A file is no folder."""
         (tmp_path / "file").write_text("x")
-        error = refused(StorageError, "no folder", tmp_path / "file/a.npy", tmp_path)
+        error = refused(StorageError, "not a folder", tmp_path / "file/a.npy", tmp_path)
         assert isinstance(error, OSError)
         assert error.errno == errno.ENOTDIR
 

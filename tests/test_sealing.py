@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import ORDINARY, damage, ramp, run, script
+from support import ORDINARY, as_user, damage, let_others_in, ramp, run, script
 
 import flowmap
 from flowmap import sealing
@@ -18,6 +18,7 @@ from flowmap.sidecar import Sidecar
 from flowmap.storage import open_existing, publish_json, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from flowmap.job import Job
@@ -30,13 +31,14 @@ def permissions(path: Path) -> str:
 
 
 @pytest.fixture
-def sealed(tmp_path: Path) -> Target:
-    """Return a target of two segments, filled and sealed, that its group may write to."""
+def sealed(tmp_path: Path) -> Iterator[Target]:
+    """Yield a target of two segments, filled and sealed, that its group may write to."""
+    before = os.umask(0o002)
     target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=2)
-    target.path.chmod(0o664)
     flowmap.fill(target, ramp, executor="threads", workers=1)
     assert flowmap.validate(target).sealed
-    return target
+    yield target
+    os.umask(before)
 
 
 def test_sealed_is_read_only(sealed: Target) -> None:
@@ -220,14 +222,117 @@ def test_a_seal_that_tells_nothing(sealed: Target) -> None:
     assert not Sidecar.of(sealed.path).seal.exists()
 
 
-@pytest.mark.parametrize("mode", [2**70, -1, 0o10644, True, 0.5, "0644"])
+@pytest.mark.parametrize("mode", [2**70, -1, 0o10666, 0o4666, True, 0.5, "0666"])
 def test_permissions_that_none_has(sealed: Target, mode: Any) -> None:
     """A seal that names none gives back what its owner needs to write."""
-    path = Sidecar.of(sealed.path).seal
-    publish_json(path, read_json(path) | {"mode": mode})
+    forge(sealed, mode)
     flowmap.reset(sealed, 0)
     assert permissions(sealed.path) == "rw-r--r--"
-    assert not path.exists()
+    assert not Sidecar.of(sealed.path).seal.exists()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o600, 0o4777])
+@pytest.mark.parametrize("mask", [0o002, 0o022])
+@pytest.mark.parametrize("way", ["reset", "write", "damage", "claimed"])
+def test_no_more_than_the_umask_gives_back(
+    sealed: Target, monkeypatch: pytest.MonkeyPatch, mode: int, mask: int, way: str
+) -> None:
+    """Whatever the seal records, lifting it gives others no more than the umask allows."""
+    forge(sealed, mode)
+    os.umask(mask)
+    if way == "reset":
+        flowmap.reset(sealed, 0)
+    elif way == "write":
+        flowmap.write_segment(sealed.segments[0], np.ones(5), replace=True)
+    elif way == "damage":
+        sealed.path.chmod(0o644)
+        damage(sealed, 1)
+        sealed.path.chmod(0o444)
+        assert flowmap.validate(sealed).marked
+    else:  # the validation that seals it again gives the permissions back itself
+        monkeypatch.setattr(sealing, "lift", lambda _: None)
+        with sealed.path.open("rb") as file:
+            sealing.put(sealed.job, file.fileno(), "", claimed=lambda: True)
+    for_group = mask == 0o002 and mode == 0o666
+    assert permissions(sealed.path) == ("rw-rw-r--" if for_group else "rw-r--r--")
+
+
+@pytest.mark.parametrize("given", [0o664, 0o6775, 0o1664])
+def test_only_permissions_are_recorded(sealed: Target, given: int) -> None:
+    """Set-id and sticky bits are neither recorded nor left on what was sealed."""
+    flowmap.reset(sealed, 0)
+    sealed.path.chmod(given)
+    flowmap.fill(sealed, ramp, executor="threads", workers=1)
+    assert flowmap.validate(sealed).sealed
+    mode = given & 0o777
+    assert read_json(Sidecar.of(sealed.path).seal)["mode"] == mode
+    assert stat.S_IMODE(sealed.path.stat().st_mode) == mode & 0o555
+    flowmap.reset(sealed, 0)
+    assert stat.S_IMODE(sealed.path.stat().st_mode) == mode
+
+
+def test_what_its_owner_has_closed_stays_closed(sealed: Target) -> None:
+    """Nobody gets write permission back who may not even read by now."""
+    sealed.path.chmod(0o400)
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-------"
+
+
+def test_another_file_in_the_targets_place(sealed: Target) -> None:
+    """A file that is not the job's is opened to nobody but its owner."""
+    other = sealed.path.with_name("b.npy")
+    other.write_bytes(b"what somebody else may not change")
+    other.chmod(0o444)
+    other.replace(sealed.path)
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-r--r--"
+
+
+def test_a_umask_that_is_not_shown(sealed: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not show the umask, only the owner may write again."""
+
+    def missing(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("pathlib.Path.read_text", missing)
+    flowmap.reset(sealed, 0)
+    assert permissions(sealed.path) == "rw-r--r--"
+
+
+OWNER, OTHER = 40_001, 40_002
+"""Two users that no machine has."""
+
+
+@pytest.mark.system(packages="sudo", root=True)
+def test_a_seal_that_another_user_forged(tmp_path: Path) -> None:
+    """Who may write the records makes no file of somebody else's set-id or writable."""
+    let_others_in(tmp_path / "a.npy")
+    tmp_path.chmod(0o777)
+
+    def made() -> str:
+        target = flowmap.allocate(tmp_path / "a.npy", 10, "f8", segments=2)
+        for segment in target.segments:
+            flowmap.write_segment(segment, np.ones(5))
+        return str(flowmap.validate(target).sealed)
+
+    def forged() -> str:
+        forge(flowmap.open_target(tmp_path / "a.npy"), 0o4777)
+        return "forged"
+
+    def reset() -> str:
+        flowmap.reset(tmp_path / "a.npy", 0)
+        return "reset"
+
+    assert as_user(OWNER, made, mask=0) == "True"
+    assert as_user(OTHER, forged) == "forged"
+    assert as_user(OWNER, reset) == "reset"
+    assert permissions(tmp_path / "a.npy") == "rw-r--r--"
+
+
+def forge(target: Target, mode: int) -> None:
+    """Have the seal of a target record some permissions."""
+    path = Sidecar.of(target.path).seal
+    publish_json(path, read_json(path) | {"mode": mode})
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o002])
@@ -284,6 +389,7 @@ def test_copied_with_its_sidecar(sealed: Target, tmp_path: Path) -> None:
     for file in Sidecar.of(sealed.path).folder.iterdir():
         folder.joinpath(file.name).write_bytes(file.read_bytes())
     assert flowmap.validate(copy).sealed
+    copy.chmod(0o644)  # only who may write to it may mark it
     os.setxattr(copy, "user.flowmap.job", sealed.id.encode())
     assert flowmap.open_target(copy).pending() == []
 

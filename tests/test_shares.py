@@ -115,7 +115,7 @@ def test_refused_before_anything_is_filled(target: Target, tmp_path: Path) -> No
     before = snapshot(tmp_path)
     refused: list[tuple[Any, type[Exception], str]] = [
         (target.path, InvalidArgumentError, "which is the target"),
-        (tmp_path / "out.npy.flowmap" / "job.json", InvalidArgumentError, "among its records"),
+        (tmp_path / "out.npy.flowmap" / "job.json", InvalidArgumentError, "among the records"),
         (tmp_path / "mine.npy", ForeignFileError, "no sentinel"),
         (tmp_path / "touched", ForeignFileError, "no sentinel"),
         (tmp_path / "link.json", ForeignFileError, "no sentinel"),

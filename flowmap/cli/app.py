@@ -74,13 +74,17 @@ def run(words: Sequence[str]) -> int:
     """
     # The rest of the command loads NumPy, which `flowmap --help` need not wait for.
     from flowmap.cli.exits import Exit, code_of  # noqa: PLC0415
-    from flowmap.cli.output import message_of, say_error  # noqa: PLC0415
+    from flowmap.cli.output import err, message_of, say_error  # noqa: PLC0415
 
     as_json = "--json" in words
     app = make_app(words[0] if words else None)
     try:
         code = app(
-            words, exit_on_error=False, print_error=not as_json, result_action="return_value"
+            words,
+            exit_on_error=False,
+            print_error=not as_json,
+            error_console=err(wrap=True),
+            result_action="return_value",
         )
         sys.stdout.flush()
     except CycloptsError as mistake:

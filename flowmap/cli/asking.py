@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from flowmap.cli.output import err
+from flowmap.cli.output import Text, err
 from flowmap.errors import InvalidArgumentError
 
 
@@ -22,6 +22,6 @@ def ask(what: str, *, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and err().is_terminal):
         raise InvalidArgumentError(f"{what} Nothing was done; say so with --yes.")
-    err().print(f"{what} Go on? [y/N] ", end="")
+    err().print(Text(f"{what} Go on? [y/N] "), end="")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise InvalidArgumentError("Nothing was done.")

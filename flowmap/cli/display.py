@@ -8,13 +8,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from rich.console import Console, Group
+import rich.text
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from flowmap.cli.capturing import Captured
-from flowmap.cli.output import PLAIN
+from flowmap.cli.output import PlainConsole, Text
 from flowmap.cli.picture import Pace, bar, progress_of, speed_of
 from flowmap.errors import FlowmapError
 from flowmap.summary import Summary
@@ -54,7 +54,7 @@ class Display:
             terminal = stack.enter_context(
                 os.fdopen(os.dup(captured.terminal()), "w", buffering=1)
             )
-            console = Console(file=terminal, force_terminal=True, **PLAIN)
+            console = PlainConsole(file=terminal, force_terminal=True)
             live = Live(console=console, auto_refresh=False, transient=True)
             self._live = stack.enter_context(live)
             self._thread.start()
@@ -72,7 +72,7 @@ class Display:
     def _above(self, line: str) -> None:
         """Show a line above the display."""
         if self._live is not None:
-            self._live.console.print(Text.from_ansi(line))
+            self._live.console.print(rich.text.Text.from_ansi(line))
 
     def _watch(self) -> None:
         pause = 0.0

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import say, say_json
+from flowmap.cli.output import Text, say, say_json
 from flowmap.cli.parameters import AsJson
 from flowmap.doctor import examine
 

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from flowmap import human
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import say, say_json
+from flowmap.cli.output import Text, say, say_json
 from flowmap.cli.parameters import AsJson, TargetPath
 from flowmap.cli.picture import date
 from flowmap.dtypes import dtype_from_descr

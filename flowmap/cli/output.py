@@ -5,22 +5,58 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+import rich.text
 from rich.console import Console
-from rich.text import Text
+from rich.segment import Segment
 
-from flowmap.errors import StorageError
+from flowmap.errors import StorageError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.style import Style
 
     from flowmap.errors import FlowmapError
 
-PLAIN: Final[dict[str, Any]] = {"highlight": False, "markup": False, "emoji": False}
-"""Texts are taken as they are: paths and what users wrote, too."""
+
+class Text(rich.text.Text):
+    """A text whose control characters are written out; of some, rich would leave no trace."""
+
+    def __init__(self, text: str = "", *args: Any, **options: Any) -> None:
+        super().__init__(printable(text), *args, **options)
+
+    def append(self, text: rich.text.Text | str, style: str | Style | None = None) -> Text:
+        """Append a text, its control characters written out as well."""
+        super().append(printable(text) if isinstance(text, str) else text, style)
+        return self
+
+
+class PlainConsole(Console):
+    """A console that sends no control characters but its own, whatever it is given.
+
+    Names of files and the records of a job may come from other users. Texts are taken as they
+    are, and not as markup.
+
+    Args:
+        **options: Of `rich.console.Console`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render something: all that is shown comes this way."""
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                yield Segment(printable(segment.text), segment.style)
+            else:
+                yield segment
 
 
 def out(*, wrap: bool = False) -> Console:
@@ -29,12 +65,16 @@ def out(*, wrap: bool = False) -> Console:
     Args:
         wrap: Whether lines are broken between words, as only people want them.
     """
-    return Console(soft_wrap=not wrap, **PLAIN)
+    return PlainConsole(soft_wrap=not wrap)
 
 
-def err() -> Console:
-    """Return the console of errors and of progress."""
-    return Console(stderr=True, soft_wrap=True, **PLAIN)
+def err(*, wrap: bool = False) -> Console:
+    """Return the console of errors and of progress.
+
+    Args:
+        wrap: As in `out`.
+    """
+    return PlainConsole(stderr=True, soft_wrap=not wrap)
 
 
 def quoted(path: Path) -> str:
@@ -46,7 +86,7 @@ def say(*parts: RenderableType) -> None:
     """Tell people what a command is asked for."""
     console = out()
     for part in parts:
-        console.print(part)
+        console.print(Text(part) if isinstance(part, str) else part)
 
 
 def say_json(document: dict[str, Any]) -> None:

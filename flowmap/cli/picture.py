@@ -11,9 +11,9 @@ import numpy as np
 from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from flowmap import human
+from flowmap.cli.output import Text
 from flowmap.dtypes import dtype_from_descr
 from flowmap.failures import failure_of
 
@@ -95,9 +95,10 @@ def headlines(path: Path, summary: Summary) -> list[Text]:
         if number
     ]
     return [
-        Text.assemble(
-            (str(path), "bold"), ": ", (summary.state, styles.get(summary.state, "bold"))
-        ),
+        Text()
+        .append(str(path), "bold")
+        .append(": ")
+        .append(summary.state, styles.get(summary.state, "bold")),
         Text(f"{_percent(summary)}, {progress_of(summary)}"),
         Text(f"{human.count(summary.segments)} segments: {', '.join(counts) or 'none'}"),
     ]

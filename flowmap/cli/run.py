@@ -7,7 +7,7 @@ from typing import Literal
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Flag, Shape, TargetPath
-from flowmap.errors import FlowmapError, InvalidArgumentError
+from flowmap.errors import FlowmapError, InvalidArgumentError, printable
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
 
@@ -84,7 +84,7 @@ def run(
 
 
 class _Brief(logging.Formatter):
-    """Formats as another formatter does, but for the tracebacks of flowmap's own errors."""
+    """Formats like another formatter, without controls or tracebacks of flowmap's errors."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Brief(logging.Formatter):
         if isinstance(error, FlowmapError):
             record = copy.copy(record)
             record.exc_info = record.exc_text = None
-        return self._formatter.format(record)
+        return printable(self._formatter.format(record))
 
 
 def _tell_mistakes_briefly() -> None:
