@@ -164,7 +164,8 @@ def fill(
         filler: Called as `filler(out, block, **arguments)` for each block.
         arguments: The filler's arguments by name.
         executor: "processes", "threads", "dask", the address of a Dask scheduler, or any
-            `concurrent.futures.Executor`; see `executor`.
+            `concurrent.futures.Executor`; see `executor`. If the run ends early, the workers of
+            an executor of yours stop before their next block.
         workers: How many; None for the processors that this process may use, or for those that
             a cluster has.
         progress: Called in this thread with a `Progress` at the start and after each segment.
