@@ -195,6 +195,8 @@ def fill(
     with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
+        if not pending:
+            return tally.records
         watch = StallWatch(opened, pool, len(pending), _LOGGER.warning)
         # Its own executors are ended with the run; others may call what was submitted later on.
         call = partial(fill_for_run, token=lease.token) if pool is executor else fill_work
@@ -206,7 +208,7 @@ def fill(
                 lease.check()
                 tally.count(futures[future], future)
         except BaseException:
-            if cancel(futures):
+            if cancel(futures) and pool is executor:
                 lease.note_work_left()
             raise
     if tally.failures:
