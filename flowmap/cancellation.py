@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowmap.records import SegmentRecord
     from flowmap.segments import Segment
     from flowmap.work import Work
+    from flowmap.write import StopSign
 
 _LOOK_SECONDS: Final = 1
 """The shortest time between two looks at the lease."""
@@ -33,11 +34,13 @@ class RunEnd:
     Args:
         path: Path of the target.
         token: Token of the run's lease.
+        outer: What stops the thread as well, such as the end of its pool.
     """
 
-    def __init__(self, path: Path, token: str) -> None:
+    def __init__(self, path: Path, token: str, outer: StopSign | None = None) -> None:
         self._path = path
         self._token = token
+        self._outer = outer
         self._next_look = 0.0
         self._is_over = False
 
@@ -46,7 +49,7 @@ class RunEnd:
         if not self._is_over and time.monotonic() >= self._next_look:
             self._is_over = is_over(self._path, self._token)
             self._next_look = time.monotonic() + _LOOK_SECONDS
-        return self._is_over
+        return self._is_over or (self._outer is not None and self._outer.is_set())
 
 
 def fill_for_run(segment: Segment, work: Work, token: str) -> SegmentRecord:
@@ -55,7 +58,7 @@ def fill_for_run(segment: Segment, work: Work, token: str) -> SegmentRecord:
     Raises:
         StoppedError: The run is over. Blocks that were written are kept.
     """
-    end = RunEnd(segment.path, token)
+    end = RunEnd(segment.path, token, STOP.get())
     if end.is_set():
         raise StoppedError(f"{segment.name}: its run ended before the segment began.")
     before = STOP.set(end)

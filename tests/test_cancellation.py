@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from flowmap.errors import StoppedError
 from flowmap.lease import is_over, leased
 from flowmap.sidecar import Sidecar
 from flowmap.work import Work
+from flowmap.write import STOP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,3 +116,20 @@ def test_a_run_that_ends_stops_before_the_next_block(
             fill_for_run(target.segments[1], work, lease.token)
     assert target.status()["rows_done"].tolist() == [2, 0]
     assert states(target) == ["pending"] * 2
+
+
+def test_the_end_of_a_pool_stops_it_too(tmp_path: Path) -> None:
+    """A pool of flowmap's own that is passed in says so to its threads in its own way."""
+    target = flowmap.allocate(tmp_path / "a.npy", 4, "f8", segments=1, block_rows=2)
+    ended = threading.Event()
+
+    def last(_out: NDArray[Any], _block: flowmap.Block) -> None:
+        ended.set()
+
+    before = STOP.set(ended)
+    try:
+        with pytest.raises(StoppedError, match="was stopped"):
+            fill_for_run(target.segments[0], Work.of(last), "of no lease")
+    finally:
+        STOP.reset(before)
+    assert target.status()["rows_done"].tolist() == [2]
