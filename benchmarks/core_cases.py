@@ -242,6 +242,20 @@ SEGMENTS: Final = Case(
     most=5,
 )
 
+_TEN_THOUSAND_OF_SHAPES: Final = ("benchmarks.shapes", "neat", "--segments", "10000", "--end")
+UNEQUAL: Final = Case(
+    "unequal-segments",
+    "1 GiB in 10,000 segments by two workers, on tmpfs",
+    (
+        Contestant("of equal lengths", _TEN_THOUSAND_OF_SHAPES),
+        Contestant("no two neighbours equal", (*_TEN_THOUSAND_OF_SHAPES, "--unequal")),
+    ),
+    "of equal lengths",
+    columns={"seconds": "seconds", "rate": "GiB/s"},
+    disk="memory",
+    most=5,
+)
+
 CASES: Final = (
     BLOCKS,
     STEPS,
@@ -255,4 +269,5 @@ CASES: Final = (
     _block_sizes("block-size", "on the disk at the end", "disk"),
     _block_sizes("block-size-memory", "on tmpfs", "memory"),
     SEGMENTS,
+    UNEQUAL,
 )

@@ -42,7 +42,7 @@ class Shape:
     dtype: np.dtype[Any]
     row: tuple[int, ...]
     block_rows: int | None
-    segments: int | None
+    segments: int | list[int] | None
     durability: Durability
     pool: Executor
 
@@ -62,9 +62,15 @@ class Shape:
         return target
 
 
+def unequal(rows: int, count: int) -> list[int]:
+    """Return lengths of so many segments, no two neighbours of which are equal."""
+    lengths = [rows // count + (1 if index % 2 else -1) for index in range(count - 1)]
+    return [*lengths, rows - sum(lengths)]
+
+
 def main() -> None:
     """Fill a gibibyte of such rows."""
-    asked = arguments(gib=1.0, kib=0, segments=0, end=False)
+    asked = arguments(gib=1.0, kib=0, segments=0, unequal=False, end=False)
     dtype, row = ROWS[asked.contestant]
     row_bytes = dtype.itemsize * int(np.prod(row))
     rows = int(asked.gib * asked.scale * GIB) // row_bytes
@@ -73,7 +79,7 @@ def main() -> None:
             dtype,
             row,
             asked.kib * 1024 // row_bytes or None,
-            asked.segments or None,
+            unequal(rows, asked.segments) if asked.unequal else asked.segments or None,
             "end" if asked.end else "segment",
             pool,
         )

@@ -24,11 +24,12 @@ if sys.platform == "win32":
 if TYPE_CHECKING:
     from flowmap.alloc import allocate
     from flowmap.errors import FlowmapError, ValidationFailed
-    from flowmap.executors import Progress, executor, fill
+    from flowmap.executors import executor, fill
     from flowmap.fillers import filler
     from flowmap.flow import fill_array
     from flowmap.loading import load
     from flowmap.mapping import open_memmap
+    from flowmap.progress import Progress
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
     from flowmap.resetting import reset
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "Block": "segments",
     "FlowmapError": "errors",
-    "Progress": "executors",
+    "Progress": "progress",
     "Segment": "segments",
     "SegmentRecord": "records",
     "Target": "target",

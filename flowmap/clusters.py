@@ -9,10 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
-import os
-import signal
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -34,21 +30,19 @@ from flowmap.errors import (
     said,
 )
 from flowmap.extras import extra
+from flowmap.local_cluster import local_cluster
 from flowmap.segments import Segment
-from flowmap.stopping import SIGNALS
 from flowmap.workers import TRIES
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SHIELDED: Final = (signal.SIGINT, *SIGNALS)
-"""Signals that the processes of an own cluster leave to who started it."""
-
 _LOOK_SECONDS: Final = 0.1
+_ANSWER_SECONDS: Final = 5
 _START_SECONDS: Final = 120  # a machine under load, or with its packages on a network
 
 _SCHEMES: Final = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
@@ -120,7 +114,7 @@ class Dask(Executor):
     def _connected(self, workers: int, address: str | None) -> Any:
         distributed = extra("distributed", "dask")
         try:
-            cluster = address or self._closing.enter_context(_own_cluster(workers))
+            cluster = address or self._closing.enter_context(local_cluster(workers))
             client = distributed.Client(cluster, set_as_default=False)
             self._closing.enter_context(client)
             if workers:
@@ -211,6 +205,18 @@ class Dask(Executor):
         else:
             future.set_exception(error)
 
+    def advice(self) -> str:
+        """Say what to look at where no function begins."""
+        scheduler = f"The Dask scheduler at {self._client.scheduler.address}"
+        try:
+            workers = len(self._client.nthreads(callback_timeout=_ANSWER_SECONDS))
+        except Exception as error:  # noqa: BLE001 -- whatever a lost connection raises
+            return f"{scheduler} does not answer ({said(error)}): look at its log."
+        if not workers:
+            start = f"dask worker {self._client.scheduler.address}"
+            return f"{scheduler} has no workers: start one with `{start}`."
+        return f"{scheduler} has {workers} workers: look whether they have other work to do."
+
     @property
     def ended(self) -> bool:
         """Whether it was stopped or ended, so that what was cancelled is no failure."""
@@ -227,7 +233,9 @@ class Dask(Executor):
     def stop(self) -> None:
         """Cancel what waits and what comes, and leave after the blocks in hand."""
         self._cancelled = True
-        while any(self._tell(_stop_here)) or not all(one.done() for one in self._futures):
+        while any(told := self._tell(_stop_here)) or not all(f.done() for f in self._futures):
+            if not told:  # there is no worker that could end what waits
+                self._cancel()
             time.sleep(_LOOK_SECONDS)
         self._leave()
 
@@ -265,52 +273,6 @@ async def _hand_on(there: Any, task: Future[Any]) -> None:
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- whatever it raises
         # Of the function; anything else means that it was cancelled, or the cluster is gone.
         task.set_exception(error if there.status == "error" else CancelledError())
-
-
-def _own_cluster(workers: int) -> Any:
-    """Return a cluster of processes of this machine that do not run the user's script again."""
-    deploy = extra("distributed.deploy.subprocess", "dask")
-    preload = ["flowmap.dask_preload"]
-    # Each has a server for its dashboard even where it shows none; that of a second scheduler
-    # on the same machine complains of its port.
-    no_dashboard = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    with _inherited(
-        PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
-        DASK_LOGGING__DISTRIBUTED="critical",
-    ):
-        return deploy.SubprocessCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            silence_logs=logging.CRITICAL,
-            # `Dask` tries again itself.
-            scheduler_kwargs={"allowed_failures": 0, "preload": preload, **no_dashboard},
-            worker_kwargs={
-                "memory_limit": 0,
-                "preload": preload,
-                "preload_nanny": preload,
-                **no_dashboard,
-            },
-        )
-
-
-@contextlib.contextmanager
-def _inherited(**variables: str) -> Iterator[None]:
-    """Set variables, and block signals, for the processes that a `with` block starts.
-
-    The block's threads keep what is blocked, as Dask's loop must: it starts the workers.
-    """
-    before = {name: os.environ.get(name) for name in variables}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _run_there(run: str, name: str, call: bytes) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from distributed import Worker
 
-from flowmap.clusters import SHIELDED
+from flowmap.local_cluster import SHIELDED
 from flowmap.workers import die_with
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import socket
-import time
-from concurrent.futures import CancelledError, Executor, Future
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from functools import partial
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import whole
+from flowmap.cancellation import cancel, fill_for_run
 from flowmap.clusters import Dask, address_of
 from flowmap.errors import (
     FlowmapError,
@@ -26,22 +27,27 @@ from flowmap.errors import (
 )
 from flowmap.lease import leased
 from flowmap.machine import available_cpus
+from flowmap.progress import Progress, Tally
+from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
-from flowmap.target import Target, open_target
+from flowmap.target import open_target
 from flowmap.work import Work, describe
 from flowmap.workers import Processes, Threads
-from flowmap.write import fill_work, forget_frames
+from flowmap.write import fill_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from concurrent.futures import Future
 
     from flowmap.fillers import Filler
     from flowmap.records import SegmentRecord
     from flowmap.segments import Segment
+    from flowmap.target import Target
 
 ExecutorName = Literal["processes", "threads", "dask"]
 EXECUTORS = get_args(ExecutorName)
 
+_LOGGER: Final = logging.getLogger("flowmap")
 _SHOWN = 10
 WAKE_SECONDS: Final = 1
 """The longest that a signal may have to wait for the main thread.
@@ -136,31 +142,6 @@ def _workers_of(name: str | Executor, workers: int | None) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a fill is, as its callback is told after each segment.
-
-    Attributes:
-        segments_done: Segments that are done, those of earlier runs included.
-        segments_failed: Segments that failed in this run.
-        segments: Segments of the job.
-        rows_done: Rows of the segments that are done.
-        rows: Rows of the target.
-        bytes_done: Bytes of the segments that are done.
-        nbytes: Bytes of the target's data.
-        seconds: Since this run began.
-    """
-
-    segments_done: int
-    segments_failed: int
-    segments: int
-    rows_done: int
-    rows: int
-    bytes_done: int
-    nbytes: int
-    seconds: float
-
-
 def fill(
     target: Target | str | os.PathLike[str],
     filler: Filler | str,
@@ -183,7 +164,8 @@ def fill(
         filler: Called as `filler(out, block, **arguments)` for each block.
         arguments: The filler's arguments by name.
         executor: "processes", "threads", "dask", the address of a Dask scheduler, or any
-            `concurrent.futures.Executor`; see `executor`.
+            `concurrent.futures.Executor`; see `executor`. If the run ends early, the workers of
+            an executor of yours stop before their next block.
         workers: How many; None for the processors that this process may use, or for those that
             a cluster has.
         progress: Called in this thread with a `Progress` at the start and after each segment.
@@ -212,17 +194,22 @@ def fill(
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
     with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
-        tally = _Tally(opened, pending, progress)
+        tally = Tally(opened, pending, progress)
+        if not pending:
+            return tally.records
+        watch = StallWatch(opened, pool, len(pending), _LOGGER.warning)
+        # Its own executors are ended with the run; others may call what was submitted later on.
+        call = partial(fill_for_run, token=lease.token) if pool is executor else fill_work
         futures: dict[Future[SegmentRecord], Segment] = {}
         try:
             for segment in pending:
-                futures[_submitted(pool, segment, work)] = segment
-            for future in _as_they_end(futures):
+                futures[_submitted(pool, call, segment, work)] = segment
+            for future in _as_they_end(futures, watch):
                 lease.check()
                 tally.count(futures[future], future)
         except BaseException:
-            for future in futures:
-                future.cancel()
+            if cancel(futures) and pool is executor:
+                lease.note_work_left()
             raise
     if tally.failures:
         raise failed(tally.failures, len(opened.segments), opened)
@@ -230,7 +217,7 @@ def fill(
 
 
 def _as_they_end(
-    futures: Collection[Future[SegmentRecord]],
+    futures: Collection[Future[SegmentRecord]], watch: StallWatch
 ) -> Iterator[Future[SegmentRecord]]:
     """Yield each future when it has ended; `as_completed` would wait without an end.
 
@@ -246,14 +233,21 @@ def _as_they_end(
         try:
             future = ended.get(timeout=WAKE_SECONDS)
         except queue.Empty:
+            watch.look()
             continue
+        watch.end()
         left -= 1
         yield future
 
 
-def _submitted(pool: Executor, segment: Segment, work: Work) -> Future[SegmentRecord]:
+def _submitted(
+    pool: Executor,
+    call: Callable[[Segment, Work], SegmentRecord],
+    segment: Segment,
+    work: Work,
+) -> Future[SegmentRecord]:
     try:
-        return pool.submit(fill_work, segment, work)
+        return pool.submit(call, segment, work)
     except RuntimeError as error:  # closed, or broken by a worker that died
         raise InvalidArgumentError(
             f"{segment.name}: the executor takes no more work ({said(error)}). Give one that "
@@ -262,52 +256,6 @@ def _submitted(pool: Executor, segment: Segment, work: Work) -> Future[SegmentRe
 
 
 _open = executor  # its name is a parameter of fill()
-
-
-class _Tally:
-    """Counts what is done, and tells."""
-
-    def __init__(
-        self,
-        target: Target,
-        pending: Sequence[Segment],
-        progress: Callable[[Progress], object] | None,
-    ) -> None:
-        self.records: list[SegmentRecord] = []
-        self.failures: dict[Segment, BaseException] = {}
-        self._target = target
-        self._progress = progress
-        self._began = time.monotonic()
-        self._segments_done = len(target.segments) - len(pending)
-        self._rows_done = target.job.layout.rows - sum(segment.rows for segment in pending)
-        self._tell()
-
-    def count(self, segment: Segment, future: Future[SegmentRecord]) -> None:
-        error = CancelledError() if future.cancelled() else future.exception()
-        if error is None:
-            self.records.append(future.result())
-            self._segments_done += 1
-            self._rows_done += segment.rows
-        else:
-            forget_frames(error)
-            self.failures[segment] = error
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._progress is not None:
-            layout = self._target.job.layout
-            self._progress(
-                Progress(
-                    segments_done=self._segments_done,
-                    segments_failed=len(self.failures),
-                    segments=len(self._target.segments),
-                    rows_done=self._rows_done,
-                    rows=layout.rows,
-                    bytes_done=self._rows_done * layout.row_bytes,
-                    nbytes=layout.nbytes,
-                    seconds=time.monotonic() - self._began,
-                )
-            )
 
 
 def refuse_other_work(target: Target, work: Work) -> None:

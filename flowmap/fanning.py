@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from flowmap.records import SegmentRecord
     from flowmap.segments import Segment
+    from flowmap.stall import StallWatch
     from flowmap.work import Work
 
 _SPARE: Final = 4
@@ -60,7 +61,7 @@ class FanOut:
             run.end(cancelled())
 
     def fill(
-        self, executor: Executor, segments: Iterable[Segment]
+        self, executor: Executor, segments: Iterable[Segment], watch: StallWatch | None = None
     ) -> Iterator[tuple[Segment, BaseException | None]]:
         """Fill segments; yield each when it has ended for good, with why it failed if it did.
 
@@ -69,6 +70,7 @@ class FanOut:
         Args:
             executor: Where they are filled.
             segments: In the order in which they are handed out.
+            watch: Warns if none of them begins.
 
         Raises:
             StoppedError: The process was asked to stop.
@@ -83,9 +85,8 @@ class FanOut:
             while waiting and len(self._under_way) < self._most:
                 self._hand_out(executor, SegmentRun(waiting.popleft(), fill_task))
             self._show()
-            try:
-                future = self._ended.get(timeout=self._patience())
-            except queue.Empty:
+            future = self._next_ended(watch)
+            if future is None:
                 continue
             run = self._under_way[future]  # and there until it is told, for a Ctrl-C meanwhile
             error = CancelledError() if future.cancelled() else future.exception()
@@ -98,6 +99,18 @@ class FanOut:
             del self._under_way[future]
             if not run.waits:
                 yield run.segment, error
+
+    def _next_ended(self, watch: StallWatch | None) -> Future[SegmentRecord] | None:
+        """Return what has ended; None if nothing does for a while."""
+        try:
+            future = self._ended.get(timeout=self._patience())
+        except queue.Empty:
+            if watch is not None:
+                watch.look()
+            return None
+        if watch is not None:
+            watch.end()
+        return future
 
     def _hand_out(self, executor: Executor, run: SegmentRun) -> None:
         try:

@@ -27,6 +27,7 @@ from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.report import ValidationReport
+from flowmap.stall import StallWatch
 from flowmap.stopping import exit_for_now, stoppable
 from flowmap.tasks import alloc_task, validate_task
 from flowmap.work import Work
@@ -239,7 +240,8 @@ def _fill_pending(
         # Here, too: the workers are to know in which way it ends.
         stoppable(instead_of=_handler_of_prefect()),
     ):
-        for segment, error in fan_out.fill(pool, pending):
+        watch = StallWatch(target, pool, len(pending), logger.warning)
+        for segment, error in fan_out.fill(pool, pending, watch):
             lease.check()
             if error is None:
                 artifacts.advance(segment.rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import itertools
 import os
 import re
@@ -25,7 +24,6 @@ from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import (
-    PAGE,
     STALE_LOOKS,
     NotRegularError,
     job_mark,
@@ -35,6 +33,7 @@ from flowmap.storage import (
     publish_json,
     read_json,
 )
+from flowmap.texts import ParsedTexts
 from flowmap.windows import Window
 from flowmap.work import describe
 
@@ -257,8 +256,8 @@ def _job_of(path: Path, text: bytes) -> Job:
     return Job.of_document(path, parsed_json(text))
 
 
-_read_before = functools.lru_cache(maxsize=16)(_job_of)
-"""A worker reads the same text for each segment, before and after it opens the ledger."""
+_parsed = ParsedTexts(_job_of)
+"""A worker reads the same text twice for each segment: before and after it opens the ledger."""
 
 
 def read_job(path: Path) -> Job:
@@ -288,8 +287,7 @@ def read_job(path: Path) -> Job:
         )
     for _ in range(_LOOKS):
         try:
-            text = json_text(sidecar.job)
-            return _read_before(path, text) if len(text) < PAGE else _job_of(path, text)
+            return _parsed(path, json_text(sidecar.job))
         except (FileNotFoundError, NotADirectoryError) as error:
             if os.path.lexists(sidecar.intent):
                 raise DamagedJobError(

@@ -50,6 +50,16 @@ class Lease:
         self._document = document
         self._ended = threading.Event()
         self._lost: str | None = None
+        self._work_left = False
+
+    @property
+    def token(self) -> str:
+        """Token of this run, for `is_over`."""
+        return str(self._document["token"])
+
+    def note_work_left(self) -> None:
+        """Note that workers still have segments of this run; `end` then leaves word to them."""
+        self._work_left = True
 
     def check(self) -> None:
         """Look whether the run still has the job.
@@ -102,11 +112,11 @@ class Lease:
         self._ended.set()
 
     def end(self) -> None:
-        """Give the job back; leave the dead runs, if any, to a run that can close them."""
+        """Give the job back; leave word to workers that go on, and of dead runs to close."""
         with contextlib.suppress(OSError):
             if not self._is_ours():
                 return
-            if self.dead:
+            if self.dead or self._work_left:
                 publish_json(self._path, self._document | {"run": "", "refreshed": 0.0})
             else:
                 self._path.unlink()
@@ -181,6 +191,21 @@ def holder(job: Job) -> dict[str, Any] | None:
     if found is None or found["job"] != job.id:
         return None
     return found | {"live": _is_live(found)}
+
+
+def is_over(path: Path, token: str) -> bool:
+    """Return whether the lease says that a run is over: given back, or taken by another run.
+
+    A missing lease says nothing: a network file system may not show it yet.
+
+    Args:
+        path: Path of the target.
+        token: Token of the run.
+    """
+    with contextlib.suppress(OSError):
+        found = _read(Sidecar.of(path).run)
+        return found is not None and (found["token"] != token or not found["refreshed"])
+    return False
 
 
 def _take(job: Job, document: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from operator import itemgetter, mul
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flowmap import markup
 from flowmap.arguments import whole, wholes
@@ -104,13 +105,21 @@ class Plan:
     """
 
     runs: tuple[tuple[int, int], ...]
+    _firsts: tuple[int, ...] = field(init=False, compare=False)  # segments before each run,
+    _starts: tuple[int, ...] = field(init=False, compare=False)  # and rows; then all of them
 
     def __post_init__(self) -> None:
         if any(count < 1 or rows < 1 for count, rows in self.runs):
             raise InvalidArgumentError(f"No segments can have counts and rows {self.runs}.")
+        counts, lengths = (count for count, _ in self.runs), itertools.starmap(mul, self.runs)
+        object.__setattr__(self, "_firsts", tuple(itertools.accumulate(counts, initial=0)))
+        object.__setattr__(self, "_starts", tuple(itertools.accumulate(lengths, initial=0)))
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[Any]]:
+        return Plan, (self.runs,)
 
     def __len__(self) -> int:
-        return sum(count for count, _ in self.runs)
+        return self._firsts[-1]
 
     def __repr__(self) -> str:
         runs = ", ".join(f"{count} of {rows} rows" for count, rows in self.runs)
@@ -119,7 +128,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """How many rows all segments have together."""
-        return sum(count * rows for count, rows in self.runs)
+        return self._starts[-1]
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of each segment in order."""
@@ -135,13 +144,12 @@ class Plan:
         Raises:
             IndexError: There is no such segment.
         """
-        start, first = 0, 0
-        for count, rows in self.runs:
-            if first <= index < first + count:
-                start += (index - first) * rows
-                return start, start + rows
-            start, first = start + count * rows, first + count
-        raise IndexError(index)
+        if not 0 <= index < self._firsts[-1]:
+            raise IndexError(index)
+        run = bisect_right(self._firsts, index) - 1
+        rows = self.runs[run][1]
+        start = self._starts[run] + (index - self._firsts[run]) * rows
+        return start, start + rows
 
     def shares_pages(self, row_bytes: int, page: int, offset: int = 0) -> bool:
         """Return whether two segments have bytes of one page.
@@ -257,7 +265,7 @@ def _exact(rows: int, lengths: tuple[int, ...]) -> Plan:
 
 
 def _run_lengths(runs: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    groups = itertools.groupby(runs, key=operator.itemgetter(1))
+    groups = itertools.groupby(runs, key=itemgetter(1))
     return tuple((sum(count for count, _ in group), length) for length, group in groups)
 
 

@@ -7,10 +7,12 @@ makes it durable and ends, so that nothing is lost but the waiting for the next 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,8 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 
 _ASKED: Final[list[int]] = []
 """The signals that asked. No `Event`: a second signal would wait for the lock of the first."""
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 _LOGGER: Final = logging.getLogger("flowmap")
 
@@ -56,6 +60,17 @@ def shield_children() -> None:
     Workers do as `note_signals` says; loky's resource tracker shields itself from SIGTERM only.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+
+
+def killed_with_parent() -> bool:
+    """Have the kernel kill this process, from now on, when the thread that started it ends.
+
+    Returns:
+        Whether the system can do that.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL)) == 0)
 
 
 @contextlib.contextmanager

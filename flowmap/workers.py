@@ -26,7 +26,7 @@ from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
 from flowmap.segments import Segment
-from flowmap.stopping import note_signals, shield_children
+from flowmap.stopping import killed_with_parent, note_signals, shield_children
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Processes(Executor):
 
     loky starts them with fork and exec: safe under threads, and the user's script is not
     run again in them. It pickles with cloudpickle, so that functions of a script or a
-    notebook travel. One pool of one process each, since a pool is broken as a whole.
+    notebook travel. One pool of one process each, since a pool is broken as a whole. One
+    thread starts them all and ends last: Linux kills a worker with the thread that started it.
 
     Args:
         workers: How many.
@@ -96,6 +97,7 @@ class Processes(Executor):
         for _ in range(workers):
             self._idle.put(None)
         self._threads = ThreadPoolExecutor(workers, "flowmap", initializer=shield_children)
+        self._starter = ThreadPoolExecutor(1, "flowmap-starter", initializer=shield_children)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function in the next worker that is free."""
@@ -115,7 +117,9 @@ class Processes(Executor):
             for _ in range(self._tries):
                 pool = pool or self._start()
                 try:
-                    result: T = pool.submit(fn, *args, **kwargs).result()
+                    # A submission may start a process: the first, or one in place of another.
+                    task = self._starter.submit(pool.submit, fn, *args, **kwargs).result()
+                    result: T = task.result()
                 except ShutdownExecutorError:  # by end()
                     raise CancelledError from None
                 except StoppedError as error:  # by a signal: this worker takes no more
@@ -165,6 +169,7 @@ class Processes(Executor):
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
         if wait:
             self._end_pools(kill=False)
+            self._starter.shutdown()
 
     @property
     def ended(self) -> bool:
@@ -184,6 +189,7 @@ class Processes(Executor):
             wait(running, _LOOK_SECONDS)
         self._end_pools(kill=True)
         self._threads.shutdown()
+        self._starter.shutdown()
 
     def _processes(self) -> list[BaseProcess]:
         with self._guard:
@@ -197,6 +203,7 @@ class Processes(Executor):
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._end_pools(kill=True)
         self._threads.shutdown()
+        self._starter.shutdown()
 
     def _end_pools(self, *, kill: bool) -> None:
         with self._guard:
@@ -235,8 +242,16 @@ def _prepare_worker(parent: int) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Let this process end, from now on, when its parent has."""
-    threading.Thread(target=_watch, args=(parent,), name="flowmap-parent", daemon=True).start()
+    """Let this process end, from now on, when its parent has, also while a filler has the GIL.
+
+    On Linux the kernel kills it, at the end of the *thread* that started it. Elsewhere a thread
+    looks for the parent, as far as the filler lets it.
+    """
+    if not killed_with_parent():
+        watching = threading.Thread(target=_watch, args=(parent,), daemon=True)
+        watching.start()
+    elif os.getppid() != parent:  # it had ended already
+        os._exit(1)
 
 
 def _watch(parent: int) -> None:

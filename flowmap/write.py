@@ -6,7 +6,7 @@ import contextlib
 import functools
 import traceback
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from typing import cast as cast_type
 
 import numpy as np
@@ -31,7 +31,6 @@ from flowmap.stopping import is_asked, stoppable
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
@@ -43,7 +42,14 @@ if TYPE_CHECKING:
     from flowmap.segments import Block, Segment
 
 
-STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
+class StopSign(Protocol):
+    """An event, or what can be asked like one."""
+
+    def is_set(self) -> bool:
+        """Return whether to stop."""
+
+
+STOP: ContextVar[StopSign | None] = ContextVar("STOP", default=None)
 """Set where a thread that fills can be asked to stop before its next block."""
 
 

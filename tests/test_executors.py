@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from flowmap.executors import Progress
+    from flowmap.progress import Progress
     from flowmap.segments import Block
     from flowmap.target import Target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -20,7 +21,7 @@ from flowmap.fanning import FanOut
 from flowmap.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     from servers import Server
@@ -176,3 +177,41 @@ def test_few_are_under_way_and_told_of_when_the_run_is_cut_short(
     states = [run["state_name"] for _, run in sorted(runs.items())]
     assert states == ["Completed"] * 4 + ["Cancelled"] * 5
     assert runs["segment 0005 [5:6]"]["state"]["message"].startswith("The run was ended")
+
+
+def test_an_executor_that_does_not_begin_is_told_of(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the log of the flow, which goes on waiting for it."""
+    pool, told = Held(), list[str]()
+
+    @contextlib.contextmanager
+    def opened(*_: object) -> Iterator[Executor]:
+        yield pool
+
+    def let_all_go() -> None:
+        while pool.calls:
+            pool.let_go()
+
+    class Seen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.WARNING:
+                told.append(record.getMessage())
+                let_all_go()
+
+    monkeypatch.setattr("flowmap.flow.open_executor", opened)
+    monkeypatch.setattr("flowmap.stall.PATIENCE_SECONDS", 0)
+    handler, late = Seen(), threading.Timer(60, let_all_go)
+    logging.getLogger("prefect.flow_runs").addHandler(handler)
+    late.start()
+    try:
+        report = flowmap.fill_array(
+            str(tmp_path / "out.npy"), 30, "u1", "constant", {"value": 1}, 3, executor="threads"
+        )
+    finally:
+        late.cancel()
+        logging.getLogger("prefect.flow_runs").removeHandler(handler)
+    assert report.ok
+    (text,) = told
+    assert text.startswith("None of the 3 segments")
+    assert "executor (Held)" in text
