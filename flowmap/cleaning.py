@@ -57,7 +57,7 @@ _DOCUMENT: Final = r"(job|run|seal|overwrite|failure-[0-9]+|work-[0-9a-f]{32})\.
 
 _OURS: Final = re.compile(
     rf"{_DOCUMENT}|\.{_DOCUMENT}\.[0-9a-f]{{16}}"
-    r"|ledger\.npy|header\.lock|\.(target|ledger)\.[0-9a-f]{32}"
+    r"|ledger\.npy|header\.lock|\.(target|ledger|flowmap-probe)\.[0-9a-f]{32}"
 )
 """What flowmap puts into the folder of the records, private names included."""
 

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 _RECORDS = (
     *("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*.json", "failure-*.json"),
     *(".target.*", ".ledger.*", ".*.json.*"),  # private names of what was cut short
+    ".flowmap-probe.*",
 )
 
 _STALE: Final = re.compile(
-    r"\.(target|ledger)\.[0-9a-f]{32}|\.(job|overwrite)\.json\.[0-9a-f]{16}"
+    r"\.(target|ledger|flowmap-probe)\.[0-9a-f]{32}|\.(job|overwrite)\.json\.[0-9a-f]{16}"
 )
-"""Private names that are made under the header lock only."""
+"""Private names that are made under the header lock only, or whose loss is harmless."""
 
 
 def make_folder(folder: Path) -> None:
@@ -72,8 +73,9 @@ def remove_stale(sidecar: Sidecar) -> None:
     """Remove what a killed allocation left behind; the caller holds the header lock.
 
     These names are made under the lock only, so whoever made them is gone: a target that
-    was never finished and keeps its space, or a second name of one that was. A file that
-    cannot be removed is left, since nothing depends on it.
+    was never finished and keeps its space, or a second name of one that was. The empty file of
+    `ask_server` is no loss to a process that still has it. A file that cannot be removed is
+    left, since nothing depends on it.
 
     Args:
         sidecar: The folder beside the target.

@@ -110,6 +110,28 @@ def created(path: str | os.PathLike[str]) -> Iterator[int]:
         os.close(descriptor)
 
 
+def ask_server(folder: Path) -> float:
+    """Make an NFS client ask its server which names a folder has; return the server's time.
+
+    A client remembers for seconds that a name is free, also under a lock that it holds:
+    `lstat` then misses a file that another host has made. Creating any file in the folder
+    ends that (measured with two clients). A kill in between leaves the empty file behind.
+
+    Args:
+        folder: The folder, which must exist. This user must be able to write to it.
+
+    Returns:
+        The file system's own time, by which `st_mtime` of new files goes, in seconds since the
+        epoch. On a network file system it can differ from this host's clock.
+    """
+    private = folder / f".flowmap-probe.{secrets.token_hex(16)}"
+    try:
+        with created(private) as descriptor:
+            return os.fstat(descriptor).st_mtime
+    finally:
+        private.unlink(missing_ok=True)
+
+
 def buffer_of(nbytes: int) -> NDArray[np.uint8]:
     """Return `nbytes` of zeroed memory that starts on a page: shape (nbytes,), uint8."""
     memory = np.zeros(nbytes + PAGE, np.uint8)

@@ -126,6 +126,7 @@ class TestCleaned:
         for name in (
             f".target.{'0' * 32}",
             f".ledger.{'1' * 32}",
+            f".flowmap-probe.{'8' * 32}",
             f".job.json.{'2' * 16}",
             f".seal.json.{'3' * 16}",
             f".run.json.{'4' * 16}",

@@ -379,6 +379,7 @@ class TestCutShort:
 STALE = (
     f".target.{'0' * 32}",
     f".ledger.{'a' * 32}",
+    f".flowmap-probe.{'b' * 32}",
     f".job.json.{'1' * 16}",
     f".overwrite.json.{'2' * 16}",
 )
