@@ -23,7 +23,6 @@ import xxhash
 
 from flowmap.errors import (
     ForeignFileError,
-    JobBusyError,
     NotFoundError,
     NotValidatedError,
     OtherJobError,
@@ -33,7 +32,7 @@ from flowmap.errors import (
 )
 from flowmap.exporting import export, read_export
 from flowmap.job import Job
-from flowmap.lease import holder
+from flowmap.lease import unleased
 from flowmap.locks import header_lock
 from flowmap.sealing import proven
 from flowmap.sidecar import Sidecar, absolute
@@ -115,9 +114,8 @@ def clean(
             _refuse_unless_exported(export_to, removed)
         return removed
     folder = Sidecar.of(target.path).folder
-    with header_lock(folder):
+    with unleased(target.job):
         target = open_target(target)  # of the same job, under the lock
-        _refuse_busy(target.job)
         _records(folder)
         private = _clean(target, folder, export_to)
     _drop(private)
@@ -136,16 +134,6 @@ def _refuse_unless_exported(file: str | os.PathLike[str], removed: list[Path]) -
             f"{file} is the export of another job. The records of this one were removed by an "
             "earlier clean, and cannot be exported any more.",
             path=os.fspath(file),
-        )
-
-
-def _refuse_busy(job: Job) -> None:
-    found = holder(job)
-    if found is not None and found["live"]:
-        raise JobBusyError(
-            f"The run {found['name']} has {job.path} (process {found['pid']} on "
-            f"{found['host']}). Wait for it to end, or end it, and clean again.",
-            run=found["name"],
         )
 
 

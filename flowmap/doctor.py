@@ -154,7 +154,7 @@ def _lease(target: Target) -> Iterator[Finding]:
     yield Finding(
         "lease",
         "note",
-        f"The run {run} ended without giving the job back.",
+        f"The run {run} does not hold the job: it ended, or its lease is a minute old.",
         "Run the job again, which takes it over: what is done is kept.",
     )
 

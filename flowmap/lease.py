@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.errors import FlowmapError, JobBusyError, storage_error, told
+from flowmap.errors import FlowmapError, JobBusyError, told
 from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
+from flowmap.machine import is_alive, machine_id, process_started
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
+from flowmap.stopping import refuse_if_asked
+from flowmap.storage import NotRegularError, file_system_time, publish_json, read_json, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import UnionType
 
 REFRESH: Final = 10.0
@@ -27,6 +30,13 @@ REFRESH: Final = 10.0
 
 TERM: Final = 60.0
 """Seconds that a lease holds without one: six refreshes, for a file system that hangs."""
+
+LOOKS: Final = 20
+"""Looks, a second apart, at a lease that seems old, before another run takes it over.
+
+Some file systems stamp a file with the clock of the host that writes it (Lustre, FUSE). If that
+clock is behind, a lease seems old although it is refreshed. Two refreshes show that it is not.
+"""
 
 _FIELDS: Final[dict[str, type | UnionType]] = {
     **dict.fromkeys(("job", "token", "name", "host", "machine"), str),
@@ -36,18 +46,25 @@ _FIELDS: Final[dict[str, type | UnionType]] = {
 }
 """What a lease must say to be one."""
 
+_HELD: Final[set[str]] = set()
+"""The tokens of the leases that this process holds."""
+
+_LOGGER: Final = logging.getLogger("flowmap")
+
 
 class Lease:
     """The right to fill a job, held by a run; `leased` makes it.
 
     Args:
-        path: Of `run.json`.
-        document: What it says.
+        job: The job.
+        document: What `run.json` says.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any]) -> None:
-        self._path = path
+    def __init__(self, job: Job, document: dict[str, Any]) -> None:
+        self._job = job
+        self._path = Sidecar.of(job.path).run
         self._document = document
+        self._refreshed = document["refreshed"]
         self._ended = threading.Event()
         self._lost: str | None = None
         self._work_left = False
@@ -81,31 +98,45 @@ class Lease:
             return
         self._document = self._document | {"dead": []}
         with contextlib.suppress(OSError):
-            if self._is_ours():
-                publish_json(self._path, self._document | {"refreshed": time.time()})
+            self._refresh()
 
     def refresh_until_ended(self) -> None:
         """Refresh the lease every `REFRESH` seconds: what the lease's thread does."""
-        while not self._ended.wait(REFRESH):
+        while self._lost is None and not self._ended.wait(REFRESH):
             # A file system that fails for a while costs refreshes, not the run.
             with contextlib.suppress(OSError):
-                if not self._is_ours():
-                    return
-                publish_json(self._path, self._document | {"refreshed": time.time()})
+                self._refresh()
+
+    def _refresh(self) -> None:
+        if self._is_ours():
+            now = time.time()
+            publish_json(self._path, self._document | {"refreshed": now})
+            self._refreshed = now
 
     def _is_ours(self) -> bool:
         found = _read(self._path)
-        if found is None or found["job"] != self._document["job"]:
-            self._lost = (
-                "since its target was allocated anew meanwhile, or the records beside it were "
-                "removed. Open the target again, and see what is pending."
-            )
-        elif found["token"] != self._document["token"]:
-            self._lost = (
-                f"to {found['name']}: it had shown no sign of life for {TERM:g} s. What it "
-                "finished is kept."
-            )
+        if found is None or found["token"] != self._document["token"]:
+            self._lost = self._why_lost(found)
         return self._lost is None
+
+    def _why_lost(self, found: dict[str, Any] | None) -> str:
+        if found is not None and found["job"] == self._job.id:
+            same = _is_attempt_of(self._document["run"], found)
+            which = ", another attempt of the same flow run" if same else ""
+            return (
+                f"to {found['name']}{which} (process {found['pid']} on {found['host']}), and "
+                f"noticed it {time.time() - self._refreshed:.0f} s after it last refreshed its "
+                "lease. What it finished is kept. Wait for the other run to end."
+            )
+        why = (
+            "Another run took the job over and has ended, or the file was removed. What this "
+            "run finished is kept; run the job again."
+        )
+        try:
+            refuse_replaced(self._job)
+        except FlowmapError as error:
+            why = str(error)
+        return f"since its lease {self._path} is gone. {why}"
 
     def stop(self) -> None:
         """Let the lease's thread end, so that none refreshes what `end` has given back."""
@@ -127,40 +158,40 @@ class Lease:
 def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
     """Hold the lease of a job for a `with` block.
 
-    A lease whose process is dead on this host is void at once; any other when it has not
-    been refreshed for `TERM` seconds, or says that it was more than that in the future.
-
     Args:
         job: The job.
         name: Of the run, which a second run is told.
-        run: What identifies the run to whatever orchestrates it; see `Lease.dead`.
+        run: What identifies the run to whatever orchestrates it; see `Lease.dead`. A later
+            attempt of the same run takes the lease over.
 
     Raises:
         JobBusyError: Another run has the job.
         OtherJobError: The target was allocated anew since the job was read.
         NotFoundError, ForeignFileError, DamagedJobError: There is no such job any more.
         LockTimeoutError: The header lock was held too long.
+        StoppedError: The process was asked to stop while it watched an old lease.
         StorageError: The lease cannot be written.
     """
-    path = Sidecar.of(job.path).run
     now = time.time()
+    token = secrets.token_hex(16)
     document = {
         "format": FORMAT,
         "job": job.id,
-        "token": secrets.token_hex(16),
+        "token": token,
         "name": name,
         "run": run,
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": machine_id(),
         "pid": os.getpid(),
-        "process_started": _started(os.getpid()),
+        "process_started": process_started(os.getpid()) or 0,
         "began": now,
         "refreshed": now,
     }
-    lease = Lease(path, document)
+    lease = Lease(job, document)
     thread = threading.Thread(
         target=lease.refresh_until_ended, name="flowmap-lease", daemon=True
     )
+    _HELD.add(token)
     try:  # from before the lease is written, so that Ctrl-C never leaves it behind
         _take(job, document)
         thread.start()
@@ -170,10 +201,55 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
         with contextlib.suppress(RuntimeError):  # not begun yet: it will end at once
             thread.join()
         lease.end()
+        _HELD.discard(token)
+
+
+@contextlib.contextmanager
+def unleased(job: Job, run: str = "") -> Iterator[dict[str, Any] | None]:
+    """Hold the header lock of a job that no run has, for a `with` block.
+
+    A process that is seen to live holds its lease, however old; one that is seen to be dead
+    holds none. If it cannot be seen, the lease holds for `TERM` seconds by the file system's
+    clock, and longer if it changes while it is watched. Two hosts' clocks are never compared.
+
+    Args:
+        job: The job.
+        run: What identifies the run that asks: an earlier attempt of the same run is no other.
+
+    Yields:
+        The void lease that is there, if any.
+
+    Raises:
+        FlowmapError: As in `leased`.
+    """
+    path = Sidecar.of(job.path).run
+    refuse_replaced(job)  # before the lock: it would be made behind a link, or in a new folder
+    silent = None
+    while True:
+        with header_lock(path.parent):
+            now, found = _asked(path)
+            refuse_replaced(job)
+            holds = (
+                found is not None
+                and found["job"] == job.id
+                and found != silent
+                and not _is_attempt_of(run, found)
+                and _holds(found, path, now)
+            )
+            if found is None or holds is False:
+                yield found
+                return
+            if holds:
+                raise _busy(job, found, _age(path, now))
+        _watch(job, found)
+        silent = found
 
 
 def holder(job: Job) -> dict[str, Any] | None:
     """Return what the lease of a job says, and whether it holds: nothing is changed.
+
+    Nothing is decided by it. Where the process cannot be seen, it compares this host's clock
+    with the file's time, and is wrong if these differ by a minute.
 
     Args:
         job: The job.
@@ -188,9 +264,9 @@ def holder(job: Job) -> dict[str, Any] | None:
     path = Sidecar.of(job.path).run
     with told("cannot read the lease of the run", path):
         found = _read(path)
-    if found is None or found["job"] != job.id:
-        return None
-    return found | {"live": _is_live(found)}
+        if found is None or found["job"] != job.id:
+            return None
+        return found | {"live": _holds(found, path, time.time()) is True}
 
 
 def is_over(path: Path, token: str) -> bool:
@@ -211,20 +287,11 @@ def is_over(path: Path, token: str) -> bool:
 def _take(job: Job, document: dict[str, Any]) -> None:
     """Write the lease, if the job is still the one at its path and nobody has it."""
     sidecar = Sidecar.of(job.path)
-    refuse_replaced(job)  # before the lock: it would be made behind a link, or in a new folder
-    try:
-        with header_lock(sidecar.folder):
-            refuse_replaced(job)
-            found = _read(sidecar.run)
-            _refuse_if_live(found, job)
-            document["dead"] = _dead(found, job)
-            remove_stale(sidecar)
+    with unleased(job, document["run"]) as found:
+        document["dead"] = _dead(found, job)
+        remove_stale(sidecar)
+        with told("cannot write the lease of the run", sidecar.run):
             publish_json(sidecar.run, document)
-    except OSError as error:
-        if isinstance(error, FlowmapError):
-            raise
-        doing = "cannot write the lease of the run"
-        raise storage_error(error, doing, sidecar.run) from error
 
 
 def _dead(found: dict[str, Any] | None, job: Job) -> list[str]:
@@ -236,24 +303,64 @@ def _dead(found: dict[str, Any] | None, job: Job) -> list[str]:
     return list(dict.fromkeys(run for run in runs if run and isinstance(run, str)))
 
 
-def _is_live(found: dict[str, Any]) -> bool:
-    age = time.time() - found["refreshed"]
-    if not -TERM < age < TERM:  # stamped by a clock that is far ahead: it would hold till then
+def _is_attempt_of(run: str, found: dict[str, Any]) -> bool:
+    """Return whether a lease is of this run's other attempts, and not held by this process."""
+    return bool(run) and found.get("run") == run and found["token"] not in _HELD
+
+
+def _holds(found: dict[str, Any], path: Path, now: float) -> bool | None:
+    """Return whether a lease holds; None where only watching it can tell."""
+    if not found["refreshed"] > 0:  # it was given back
         return False
-    here = found["machine"] == _machine()
-    return not here or _started(found["pid"]) == found["process_started"]
+    if found["machine"] == machine_id():
+        if found["pid"] == os.getpid() and found["token"] not in _HELD:
+            return False  # this process could not give it back, or has a dead one's number
+        lives = is_alive(found["pid"], found["process_started"])
+        if lives is not None:
+            return lives
+    return True if abs(_age(path, now)) < TERM else None
 
 
-def _refuse_if_live(found: dict[str, Any] | None, job: Job) -> None:
-    if found is None or found["job"] != job.id or not _is_live(found):
-        return
-    age = time.time() - found["refreshed"]
-    raise JobBusyError(
+def _age(path: Path, now: float) -> float:
+    """Return how many seconds ago a lease was written, by the file system's clock."""
+    with contextlib.suppress(FileNotFoundError):
+        return now - path.lstat().st_mtime
+    return TERM  # it was given back since it was read
+
+
+def _busy(job: Job, found: dict[str, Any], age: float) -> JobBusyError:
+    return JobBusyError(
         f"The run {found['name']} is filling {job.path} (process {found['pid']} on "
-        f"{found['host']}, sign of life {max(age, 0):.0f} s ago). Wait for it to end, or end "
-        f"it; after {TERM:g} s without a sign of life its lease is void.",
+        f"{found['host']}; it refreshed its lease {max(age, 0):.0f} s ago). Wait for the run "
+        "to end, or end that process: the job is free once it is dead, or, if it cannot be "
+        f"seen from here, {TERM:g} s after it last refreshed its lease.",
         run=found["name"],
     )
+
+
+def _watch(job: Job, found: dict[str, Any]) -> None:
+    """Watch a lease that seems old until it changes, or for `LOOKS` seconds.
+
+    Raises:
+        JobBusyError: Its run refreshed it.
+    """
+    path = Sidecar.of(job.path).run
+    message = "The lease of the run %s seems older than %g s: watching it for %d s"
+    _LOGGER.warning(message, found["name"], TERM, LOOKS)
+    for _ in range(LOOKS):
+        refuse_if_asked()
+        time.sleep(1)
+        _, seen = _asked(path)
+        if seen != found:
+            if seen is not None and seen["token"] == found["token"] and seen["refreshed"] > 0:
+                raise _busy(job, seen, 0.0)
+            return
+
+
+def _asked(path: Path) -> tuple[float, dict[str, Any] | None]:
+    """Return the file system's time, and the lease that its server has."""
+    with told("cannot look at the lease of the run", path):
+        return file_system_time(path.parent), _read(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -266,28 +373,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         name in document and isinstance(document[name], kind) for name, kind in _FIELDS.items()
     )
     return document if whole else None
-
-
-def _machine() -> str:
-    """Name where a process id means this process: this boot, and this container if any."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    return socket.gethostname()
-
-
-def _started(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        pass
-    else:  # proc(5): fields 3, the state, and 22; a zombie fills nothing any more
-        return None if fields[0] in "ZX" else int(fields[19])
-    if Path("/proc/self/stat").exists():
-        return None
-    try:  # no /proc: a process with this number will have to do
-        os.kill(pid, 0)
-    except (OSError, OverflowError):
-        return None
-    return 0

@@ -1,12 +1,14 @@
-"""What this machine is: processors, mounted file systems, users, and this process's umask."""
+"""What this machine is: processors, processes, users, file systems, and this process's umask."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import getpass
 import os
 import pwd
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -91,3 +93,47 @@ def user_name(number: int) -> str:
         return f"user {pwd.getpwuid(number).pw_name}"
     except KeyError:
         return f"user number {number}"
+
+
+def machine_id() -> str:
+    """Name where a process id means this process: this boot, and this container if any."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    return socket.gethostname()
+
+
+def is_alive(pid: int, started: int | None) -> bool | None:
+    """Return whether a process of this machine lives; None if it exists but cannot be seen.
+
+    Args:
+        pid: Its number, which another process may have by now.
+        started: What `process_started` said of it; None or 0 if that is not known.
+    """
+    now = process_started(pid)
+    if now is None or not started:
+        return None if _exists(pid) else False
+    return now == started
+
+
+def process_started(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; None if that cannot be seen.
+
+    For a zombie, which fills nothing any more, it is -1.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return -1 if fields[0] in "ZX" else int(fields[19])  # proc(5): fields 3 and 22
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is such a process, even one that /proc hides (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # this user may not send it a signal
+        return True
+    return pid > 0

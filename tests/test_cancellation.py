@@ -45,7 +45,8 @@ class Refusing(ThreadPoolExecutor):
 
 def gated(out, block):
     logged(out, block, log=log)
-    print("begun", flush=True)
+    sys.stdout.write("begun\n")  # `print` writes twice, and another thread in between
+    sys.stdout.flush()
     while not Path(gate).exists():
         time.sleep(0.01)
 

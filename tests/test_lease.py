@@ -8,27 +8,32 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import ramp, script, start
+from support import ORDINARY, ramp, run, script, start
 
 import flowmap
-from flowmap import lease
+from flowmap import lease, machine, stopping
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     JobBusyError,
     OtherJobError,
+    StoppedError,
     StorageError,
 )
 from flowmap.lease import holder, leased
+from flowmap.locks import header_lock
 from flowmap.sidecar import Sidecar
 from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,6 +47,19 @@ from flowmap.lease import leased
 with leased(flowmap.open_target(sys.argv[1]).job, "the first run"):
     print("held", flush=True)
     time.sleep(600)
+"""
+
+TAKE = """
+import os, sys
+import flowmap
+from flowmap.errors import JobBusyError
+from flowmap.lease import leased
+print("seen" if os.path.exists(f"/proc/{sys.argv[2]}") else "hidden")
+try:
+    with leased(flowmap.open_target(sys.argv[1]).job, "the second run"):
+        print("taken")
+except JobBusyError:
+    print("refused")
 """
 
 
@@ -65,6 +83,14 @@ def document(target: flowmap.Target, **changes: Any) -> dict[str, Any]:
         "began": time.time(),
         "refreshed": time.time(),
     } | changes
+
+
+def age(run: Path, seconds: float) -> None:
+    """Make a lease older than it is: what it says, and the file."""
+    found = read_json(run)
+    publish_json(run, found | {"refreshed": found["refreshed"] - seconds})
+    then = run.stat().st_mtime - seconds
+    os.utime(run, (then, then))
 
 
 def test_a_second_run_is_refused(target: flowmap.Target) -> None:
@@ -123,18 +149,318 @@ def test_dead_runs_are_handed_on_until_they_are_closed(target: flowmap.Target) -
 def test_a_process_with_the_same_number_is_another(target: flowmap.Target) -> None:
     """A lease whose number another process has by now is void."""
     run = Sidecar.of(target.path).run
-    publish_json(run, document(target, machine=lease._machine(), process_started=1))
+    publish_json(run, document(target, machine=machine.machine_id(), process_started=1))
     flowmap.fill(target, ramp, executor="threads")
 
 
-def test_another_machine_is_believed_until_the_term(target: flowmap.Target) -> None:
-    """What cannot be looked at counts as alive for as long as the lease holds, not longer."""
+@pytest.mark.parametrize("sign", [1, -1])
+def test_another_machine_is_believed_until_the_term(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, sign: int
+) -> None:
+    """A process that cannot be seen has the job for as long as its lease holds, not longer.
+
+    So it is with a file from the future, which a clock that was far ahead has left.
+    """
+    monkeypatch.setattr(lease, "LOOKS", 0)
     run = Sidecar.of(target.path).run
-    publish_json(run, document(target, refreshed=time.time() - lease.TERM / 2))
+    publish_json(run, document(target))
+    age(run, sign * lease.TERM / 2)
     with pytest.raises(JobBusyError, match="elsewhere"):
         flowmap.fill(target, ramp, executor="threads")
-    publish_json(run, document(target, refreshed=time.time() - lease.TERM - 1))
+    age(run, sign * (lease.TERM + 1))
     flowmap.fill(target, ramp, executor="threads")
+
+
+class TestClocks:
+    """The clocks of two hosts are never compared."""
+
+    @pytest.mark.parametrize("apart", [-1200.0, 1200.0])
+    def test_of_the_owner(self, target: flowmap.Target, apart: float) -> None:
+        """A lease that another host has just refreshed holds, whatever time it says."""
+        refreshed = time.time() + apart
+        publish_json(Sidecar.of(target.path).run, document(target, refreshed=refreshed))
+        with (
+            pytest.raises(JobBusyError, match="elsewhere"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+
+    @pytest.mark.parametrize("apart", [-1200.0, 1200.0])
+    def test_of_the_reader(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, apart: float
+    ) -> None:
+        """Nor does the reader's own clock count."""
+        publish_json(Sidecar.of(target.path).run, document(target))
+        now = time.time
+        monkeypatch.setattr("time.time", lambda: now() + apart)
+        with (
+            pytest.raises(JobBusyError, match="elsewhere"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+
+    @pytest.mark.parametrize("apart", [-1200.0, 1200.0])
+    def test_of_a_file_system_without_one(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, apart: float
+    ) -> None:
+        """Where each host stamps its own files, a lease that is refreshed holds."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target))
+        age(run, apart)
+        real, looks = lease._asked, 0
+
+        def refreshed(path: Path) -> tuple[float, dict[str, Any] | None]:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                publish_json(run, document(target, refreshed=time.time() + apart))
+                age(run, apart)
+            return real(path)
+
+        monkeypatch.setattr(lease, "_asked", refreshed)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        with (
+            pytest.raises(JobBusyError, match="elsewhere"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+        assert looks == 2
+
+
+class TestWatching:
+    """What may happen while an old lease is watched."""
+
+    def test_given_back(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its run ended: the job is free, without any more looks."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target))
+        age(run, 3600)
+        monkeypatch.setattr("time.sleep", lambda _: run.unlink())
+        with leased(target.job, "the second run") as held:
+            held.check()
+
+    def test_taken_by_a_third(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of two that watch, one gets the job, and the other is told its name."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target))
+        age(run, 3600)
+        third = document(target, name="the third run", token="third")
+        monkeypatch.setattr("time.sleep", lambda _: publish_json(run, third))
+        with (
+            pytest.raises(JobBusyError, match="the third run"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+
+    def test_asked_to_stop(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SIGTERM ends it at the next look, and the old lease stays."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target))
+        age(run, 3600)
+        before = run.read_bytes()
+        asked: list[int] = []
+        monkeypatch.setattr(stopping, "_ASKED", asked)
+        monkeypatch.setattr("time.sleep", lambda _: asked.append(signal.SIGTERM))
+        with pytest.raises(StoppedError), leased(target.job, "the second run"):
+            pass
+        assert len(asked) == 1
+        assert run.read_bytes() == before
+
+    def test_lock(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The header lock is free meanwhile."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target))
+        age(run, 3600)
+        free = []
+
+        def look(_: float) -> None:
+            with header_lock(run.parent, timeout=0):
+                free.append(True)
+
+        monkeypatch.setattr(lease, "LOOKS", 2)
+        monkeypatch.setattr("time.sleep", look)
+        with leased(target.job, "the second run"):
+            pass
+        assert free == [True, True]
+
+
+class TestThisMachine:
+    """The process of a lease decides where it can be seen."""
+
+    def test_stopped(self, target: flowmap.Target) -> None:
+        """A process that refreshes nothing for an hour, but lives, has the job."""
+        child = start(script(HOLD, target.path))
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "held\n"
+            child.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+            age(Sidecar.of(target.path).run, 3600)
+            found = holder(target.job)
+            assert found is not None
+            assert found["live"]
+            with pytest.raises(JobBusyError, match="end that process") as caught:
+                flowmap.fill(target, ramp, executor="threads")
+            assert f"process {child.pid}" in str(caught.value)
+        finally:
+            child.kill()
+            child.communicate()
+        flowmap.fill(target, ramp, executor="threads")
+
+    def test_own(self, target: flowmap.Target) -> None:
+        """A run of this very process, as one whose filler holds the GIL, has the job too."""
+        with leased(target.job, "the first run") as held:
+            age(Sidecar.of(target.path).run, 3600)
+            with pytest.raises(JobBusyError, match="the first run"):
+                flowmap.fill(target, ramp, executor="threads")
+            held.check()
+
+    def test_own_that_could_not_be_given_back(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A lease that a disk error left behind does not keep its own process out."""
+        run = Sidecar.of(target.path).run
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch, leased(target.job, "the first run"):
+            patch.setattr(lease, "_read", refuse)
+        assert run.exists()
+        with leased(target.job, "the second run") as held:
+            held.check()
+
+    @pytest.mark.parametrize("visible", ["hidden", "hidden start"])
+    def test_cannot_be_seen(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch, visible: str
+    ) -> None:
+        """A process that exists but cannot be seen has the job until its lease is old."""
+        run = Sidecar.of(target.path).run
+        first = document(target, machine=machine.machine_id(), pid=os.getppid())
+        if visible == "hidden":
+            first["process_started"] = machine.process_started(os.getppid())
+            monkeypatch.setattr(machine, "process_started", lambda _: None)
+        publish_json(run, first)
+        with (
+            pytest.raises(JobBusyError, match="the first run"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+        monkeypatch.setattr(lease, "LOOKS", 0)
+        age(run, lease.TERM + 1)
+        with leased(target.job, "the second run") as held:
+            held.check()
+
+    @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**40])
+    def test_number_of_no_process(self, target: flowmap.Target, pid: int) -> None:
+        """What no process can have as its number is dead."""
+        run = Sidecar.of(target.path).run
+        publish_json(run, document(target, machine=machine.machine_id(), pid=pid))
+        with leased(target.job, "the second run") as held:
+            held.check()
+
+    @pytest.mark.system("setpriv", "unshare", packages="util-linux", root=True)
+    def test_hidepid(self, target: flowmap.Target) -> None:
+        """Where /proc hides the processes of other users, one that lives has the job."""
+        child = subprocess.Popen(["sleep", "600"], user=12345, group=12345, extra_groups=[])
+        try:
+            first = document(
+                target,
+                machine=machine.machine_id(),
+                pid=child.pid,
+                process_started=machine.process_started(child.pid),
+            )
+            publish_json(Sidecar.of(target.path).run, first)
+            hide = 'mount -t proc -o hidepid=2,gid=12345 proc /proc || exit 77; exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", hide, "-", *ORDINARY]
+            done = run([*command, *script(TAKE, target.path, child.pid)])
+        finally:
+            child.kill()
+            child.wait()
+        if done.returncode == 77:
+            pytest.skip(f"cannot mount; needs docker run --privileged: {done.stderr}")
+        assert done.stdout == "hidden\nrefused\n", done.stderr
+        with leased(target.job, "the second run") as held:
+            held.check()
+
+
+class TestSameRun:
+    """A flow run that is tried again meets the lease of its earlier attempt."""
+
+    def test_takes_over(self, target: flowmap.Target) -> None:
+        """It takes it over at once, wherever that one was, and closes what it left."""
+        path = Sidecar.of(target.path).run
+        publish_json(path, document(target, run="its id"))
+        with leased(target.job, "the same run", "its id") as held:
+            assert held.dead == ["its id"]
+
+    def test_earlier_attempt_that_lives(self, target: flowmap.Target) -> None:
+        """An attempt that was given up too early stops, and is told why."""
+        path = Sidecar.of(target.path).run
+        with leased(target.job, "the first attempt", "its id") as held:
+            publish_json(path, document(target, name="the second attempt", run="its id"))
+            assert not held._is_ours()
+            with pytest.raises(JobBusyError, match="another attempt of the same flow run"):
+                held.check()
+
+    @pytest.mark.parametrize("run", ["", "another id"])
+    def test_other_run(self, target: flowmap.Target, run: str) -> None:
+        """Another run, or one that nothing identifies, is refused."""
+        publish_json(Sidecar.of(target.path).run, document(target, run=run))
+        with (
+            pytest.raises(JobBusyError, match="the first run"),
+            leased(target.job, "another run", "its id" if run else ""),
+        ):
+            pass
+
+    def test_at_the_same_time(self, target: flowmap.Target) -> None:
+        """What the same process still holds it does not take from itself."""
+        with leased(target.job, "the first call", "its id") as held:
+            with (
+                pytest.raises(JobBusyError, match="the first call"),
+                leased(target.job, "the second call", "its id"),
+            ):
+                pass
+            held.check()
+
+
+def test_the_server_is_asked_under_the_lock(
+    target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the lease is looked for, since an NFS client may remember that there is none."""
+    done = []
+
+    @contextlib.contextmanager
+    def locked(folder: Path) -> Iterator[None]:
+        with header_lock(folder):
+            done.append("locked")
+            yield
+            done.append("released")
+
+    def noted(name: str) -> None:
+        real = getattr(lease, name)
+
+        def call(path: Path, *rest: Any) -> Any:
+            done.append(f"{name} {path.name}")
+            return real(path, *rest)
+
+        monkeypatch.setattr(lease, name, call)
+
+    monkeypatch.setattr(lease, "header_lock", locked)
+    for name in ("file_system_time", "read_json", "publish_json"):
+        noted(name)
+    with leased(target.job, "a run"):
+        assert done == [
+            "locked",
+            "file_system_time a.npy.flowmap",
+            "read_json run.json",
+            "publish_json run.json",
+            "released",
+        ]
 
 
 class TestDeadRuns:
@@ -151,8 +477,8 @@ class TestDeadRuns:
         "changes",
         [
             {"refreshed": 0.0},
-            {"refreshed": time.time() + 1e6},
-            {"machine": lease._machine(), "process_started": 1},
+            {"refreshed": float("nan")},
+            {"machine": machine.machine_id(), "process_started": 1},
         ],
     )
     def test_void_lease(self, target: flowmap.Target, changes: dict[str, Any]) -> None:
@@ -256,17 +582,6 @@ def test_a_damaged_lease_is_none(target: flowmap.Target, content: bytes) -> None
     Sidecar.of(target.path).run.write_bytes(content)
     flowmap.fill(target, ramp, executor="threads")
     assert flowmap.validate(target).ok
-
-
-@pytest.mark.parametrize("refreshed", [1e11, float("inf"), float("nan")])
-def test_a_lease_from_the_future_is_void(target: flowmap.Target, refreshed: float) -> None:
-    """A clock that was far ahead does not keep the job until then; a little ahead counts."""
-    run = Sidecar.of(target.path).run
-    publish_json(run, document(target, refreshed=time.time() + lease.TERM / 2))
-    with pytest.raises(JobBusyError, match="elsewhere"):
-        flowmap.fill(target, ramp, executor="threads")
-    publish_json(run, document(target, refreshed=refreshed))
-    flowmap.fill(target, ramp, executor="threads")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +704,7 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
     target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that showed no sign of life loses the job, and says so when it wakes."""
-    woken, noticed = threading.Event(), threading.Event()
+    woken, noticed, cancelled = threading.Event(), threading.Event(), threading.Semaphore(0)
     run = Sidecar.of(target.path).run
     taken = False
 
@@ -397,12 +712,22 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
         nonlocal taken
         if not taken:
             taken = True
-            stale = read_json(run) | {"machine": "elsewhere", "refreshed": time.time() - 61}
-            publish_json(run, stale)
+            publish_json(run, read_json(run) | {"machine": "elsewhere"})
+            age(run, 61)
             with leased(target.job, "the second run"):
                 woken.set()
                 assert noticed.wait(60)
+        else:  # the second segment, while the first run takes back those that wait
+            for _ in target.segments:
+                assert cancelled.acquire(timeout=60)
         ramp(out, block)
+
+    cancel = Future.cancel
+
+    def counted(future: Future[Any]) -> bool:
+        done = cancel(future)
+        cancelled.release()
+        return done
 
     real = lease.Lease._is_ours
 
@@ -418,12 +743,24 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
         woken.wait(60)
         refresh(held)
 
+    monkeypatch.setattr(Future, "cancel", counted)
     monkeypatch.setattr(lease.Lease, "_is_ours", looked)
     monkeypatch.setattr(lease.Lease, "refresh_until_ended", asleep)
     monkeypatch.setattr(lease, "REFRESH", 0.01)
-    with pytest.raises(JobBusyError, match="the second run"):
+    monkeypatch.setattr(lease, "LOOKS", 0)
+    with pytest.raises(JobBusyError, match=r"the second run \(process .* refreshed its lease"):
         flowmap.fill(target, slow, executor="threads", workers=1)
-    assert len(target.pending()) >= 2
+    assert set(target.pending()) >= set(target.segments[2:])
+
+
+def test_a_run_that_slept_through_another(target: flowmap.Target) -> None:
+    """It is told that its lease is gone, and not that its target was allocated anew."""
+    with leased(target.job, "this run") as held:
+        Sidecar.of(target.path).run.unlink()
+        assert not held._is_ours()
+        with pytest.raises(JobBusyError, match=r"lease .* is gone") as caught:
+            held.check()
+        assert "anew" not in str(caught.value)
 
 
 def test_ending_leaves_the_lease_of_another(target: flowmap.Target) -> None:
@@ -471,9 +808,10 @@ class TestHolder:
             assert holder(target.job) == said | {"live": True}
             assert read_json(path) == said
         assert holder(target.job) is None
-        dead = document(target, refreshed=time.time() - lease.TERM - 1)
-        publish_json(path, dead)
-        assert holder(target.job) == dead | {"live": False}
+        publish_json(path, document(target))
+        assert holder(target.job) == read_json(path) | {"live": True}
+        age(path, lease.TERM + 1)
+        assert holder(target.job) == read_json(path) | {"live": False}
 
     def test_unreadable(self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
         """A disk that fails is told, and not taken for nobody."""

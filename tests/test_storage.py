@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class TestAskServer:
-    """Creating a file in a folder, so that an NFS client asks its server."""
+class TestFileSystemTime:
+    """The time that a file system gives a new file."""
 
     def test_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The time is the file system's, whatever the host's clock says."""
         monkeypatch.setattr("time.time", lambda: 0.0)
         (tmp_path / "before").touch()
-        now = storage.ask_server(tmp_path)
+        now = storage.file_system_time(tmp_path)
         (tmp_path / "after").touch()
         before, after = ((tmp_path / name).stat().st_mtime for name in ("before", "after"))
         assert before <= now <= after
@@ -36,7 +36,7 @@ class TestAskServer:
             return real(path, flags, *rest)
 
         monkeypatch.setattr(os, "open", noted)
-        storage.ask_server(tmp_path)
+        storage.file_system_time(tmp_path)
         assert [path.parent for path in made] == [tmp_path]
         assert not list(tmp_path.iterdir())
 
@@ -49,7 +49,7 @@ class TestAskServer:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fstat", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                storage.ask_server(tmp_path)
+                storage.file_system_time(tmp_path)
         assert not list(tmp_path.iterdir())
         with pytest.raises(FileNotFoundError):
-            storage.ask_server(tmp_path / "nowhere")
+            storage.file_system_time(tmp_path / "nowhere")

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +98,33 @@ def test_alloc_again_attaches(command: Command) -> None:
     assert "Attached, 1 of 4 segments are done: " in said.out
     assert "Next: flowmap fill out.npy\n" in said.out
     assert command(*words, "--json").json["new"] is False
+
+
+@pytest.mark.parametrize("apart", [-1200.0, 1200.0])
+def test_alloc_compares_no_clocks(
+    command: Command, monkeypatch: pytest.MonkeyPatch, apart: float
+) -> None:
+    """A host whose clock is wrong is told which job it made, and which was there."""
+    words = ["alloc", "out.npy", "--shape", "100", "--json"]
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: now() + apart)
+        assert command(*words).json["new"] is True
+    assert command(*words).json["new"] is False
+    assert command(*words, "--exist", "overwrite").json["new"] is True
+
+
+def test_alloc_attaches_in_a_race(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that another process makes first, while this one looks, is not called new."""
+
+    def late(*arguments: Any, **options: Any) -> flowmap.Target:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", os.getppid)
+            flowmap.allocate(*arguments, **options)
+        return flowmap.allocate(*arguments, **options)
+
+    monkeypatch.setattr("flowmap.cli.alloc.allocate", late)
+    assert command("alloc", "out.npy", "--shape", "100", "--json").json["new"] is False
 
 
 REFUSED: list[tuple[list[str], str]] = [
