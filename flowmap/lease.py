@@ -18,7 +18,13 @@ from flowmap.machine import is_alive, machine_id, process_started
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.stopping import refuse_if_asked
-from flowmap.storage import NotRegularError, file_system_time, publish_json, read_json, sync_folder
+from flowmap.storage import (
+    NotRegularError,
+    file_system_time,
+    publish_json,
+    read_json,
+    sync_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

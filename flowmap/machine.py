@@ -1,4 +1,4 @@
-"""What this machine is: processors, processes, users, file systems, and this process's umask."""
+"""What this machine is: processors, processes, users, file systems; and the umask."""
 
 from __future__ import annotations
 

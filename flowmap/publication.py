@@ -135,8 +135,8 @@ def remove_stale(sidecar: Sidecar) -> None:
 
     These names are made under the lock only, so whoever made them is gone: a target that
     was never finished and keeps its space, or a second name of one that was. The empty file of
-    `file_system_time` is no loss to a process that still has it. A file that cannot be removed is
-    left, since nothing depends on it.
+    `file_system_time` is no loss to a process that still has it. A file that cannot be removed
+    is left, since nothing depends on it.
 
     Args:
         sidecar: The folder beside the target.
