@@ -107,9 +107,9 @@ def open_existing(
 
 
 @contextlib.contextmanager
-def created(path: str | os.PathLike[str]) -> Iterator[int]:
+def created(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[int]:
     """Create a file that must not exist yet, for a `with` block; remove it on failure."""
-    descriptor = os.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = os.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, mode)
     try:
         yield descriptor
     except BaseException:
@@ -370,7 +370,9 @@ def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator
     if len(text) > _LONGEST_JSON:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with created(private) as descriptor:
+    # It is replaced, never written in place. So no group may write to it, whatever the umask:
+    # the owner of a document is the user who wrote it.
+    with created(private, 0o644) as descriptor:
         write_all(descriptor, text.encode(), 0)
         os.fsync(descriptor)
         yield private
@@ -405,9 +407,14 @@ def json_text(path: Path) -> bytes:
         ValueError: It is longer than any.
     """
     with opened(path) as descriptor:
-        if os.fstat(descriptor).st_size > _LONGEST_JSON:
-            raise ValueError("longer than any document that was written")
-        return b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
+        return read_text(descriptor)
+
+
+def read_text(descriptor: int) -> bytes:
+    """Like `json_text`, of a file that is open."""
+    if os.fstat(descriptor).st_size > _LONGEST_JSON:
+        raise ValueError("longer than any document that was written")
+    return b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
 
 
 def parsed_json(text: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import xxhash
 
 from flowmap.errors import InvalidArgumentError, WrongTypeError, cut, short
 from flowmap.fillers import find_filler, mark_of, name_of
+from flowmap.origin import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +37,8 @@ class Work:
         version: The filler's version.
         fingerprint: xxh3_128, in hexadecimal, of name, version and the arguments in a canonical
             form, without those declared volatile.
+        origin: The file and the source of the filler, as the process that made the work found
+            them: a worker process may find neither.
     """
 
     function: Filler = field(repr=False)
@@ -43,6 +46,7 @@ class Work:
     name: str
     version: str
     fingerprint: str
+    origin: Origin = field(repr=False)
 
     @classmethod
     def of(cls, function: Filler | str, arguments: Mapping[str, Any] | None = None) -> Work:
@@ -70,10 +74,11 @@ class Work:
                 "arguments hold themselves, or too many levels; pass flat ones."
             ) from error
         fingerprint = xxhash.xxh3_128_hexdigest(form.encode())
-        return cls(function, chosen, mark.name, mark.version, fingerprint)
+        origin = Origin.of(function)
+        return cls(function, chosen, mark.name, mark.version, fingerprint, origin)
 
     def describe(self) -> dict[str, Any]:
-        """Return what is recorded of it, as JSON values; its source is for people only.
+        """Return what is recorded of it, as JSON values.
 
         Volatile arguments are left out: they are the place for a password, and differ
         between attempts at the same work. "values" are the others as JSON has them, to be
@@ -81,17 +86,14 @@ class Work:
         """
         volatile = mark_of(self.function).volatile
         counted = {k: v for k, v in self.arguments.items() if k not in volatile}
-        try:
-            source = inspect.getsource(inspect.unwrap(self.function))
-        except (OSError, TypeError):
-            source = None
         return {
             "filler": self.name,
             "version": self.version,
             "arguments": {name: short(value, _LONGEST) for name, value in counted.items()},
             "values": _plain(counted),
             "fingerprint": self.fingerprint,
-            "source": source,
+            "file": self.origin.file,
+            "source": self.origin.source,
         }
 
     def __call__(self, out: np.ndarray[Any, Any], block: Block) -> object:
