@@ -36,7 +36,7 @@ from flowmap.errors import (
 from flowmap.extras import extra
 from flowmap.segments import Segment
 from flowmap.stopping import SIGNALS
-from flowmap.workers import TRIES
+from flowmap.workers import TRIES, safe_path
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
@@ -277,6 +277,7 @@ def _own_cluster(workers: int) -> Any:
     with _inherited(
         PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
         DASK_LOGGING__DISTRIBUTED="critical",
+        **safe_path(),
     ):
         return deploy.SubprocessCluster(
             n_workers=workers,

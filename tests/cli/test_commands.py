@@ -666,13 +666,23 @@ def test_file_that_another_module_hides(command: Command, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["status", "out.npy"], ["fill", "out.npy", "--segment", "0"], ["info", "out.npy"]],
+    [
+        ["status", "out.npy"],
+        ["fill", "out.npy", "--segment", "0"],
+        ["fill", "out.npy", "--workers", "1"],
+        ["fill", "out.npy", "--workers", "1", "--executor", "dask"],
+    ],
 )
-def test_files_in_the_working_directory_are_no_libraries(tmp_path: Path, words: Any) -> None:
-    """A file named like a module that some library tries, and does not find, is not imported."""
+def test_files_in_the_working_directory_are_no_libraries(
+    tmp_path: Path, words: list[str]
+) -> None:
+    """A file that is named like a library is not imported, by workers that start neither."""
     flowmap.allocate(tmp_path / "out.npy", 10, "<f8", segments=2, filler="arange")
-    for name in ("org", "msvcrt", "viztracer", "_winapi"):  # of Python, cloudpickle and loky
+    absent = ("org", "msvcrt", "viztracer", "_winapi")  # which cloudpickle and loky try
+    for name in (*absent, "loky", "multiprocessing", "numpy", "dask", "distributed"):
         (tmp_path / f"{name}.py").write_text("open('imported', 'w')")
     child = python("-P", "-m", "flowmap", *words, cwd=tmp_path)
     assert child.returncode in (0, 3), child.stderr
     assert not (tmp_path / "imported").exists()
+    if "--workers" in words:
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.arange(10.0))
