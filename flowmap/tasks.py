@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
-from flowmap.deployed import check_filler, place
+from flowmap.deployed import check_filler, place, work_of
 from flowmap.errors import (
     FillerError,
     NotFoundError,
@@ -30,7 +30,6 @@ from flowmap.storage import (
 )
 from flowmap.target import Target, open_target
 from flowmap.validation import validate
-from flowmap.work import Work
 from flowmap.write import fill_work, write_segment
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from flowmap.job import Durability
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
+    from flowmap.work import Work
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
 
@@ -235,8 +235,7 @@ def fill_task(
             'flowmap.executor("processes") as pool: f.map(..., executor=unmapped(pool)).'
         )
     _check_segment(segment)
-    check_filler(filler)
-    work = Work.of(filler, arguments)
+    work = work_of(filler, arguments)
     if executor is None:
         return _fill_in_place(segment, work)
     try:

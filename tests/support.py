@@ -29,6 +29,7 @@ from flowmap import stopping
 from flowmap.errors import short
 from flowmap.npy import Layout
 from flowmap.records import FINISHED
+from flowmap.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,6 +201,12 @@ def rows(block: Block) -> NDArray[np.float64]:
 def ramp(out: NDArray[Any], block: Block) -> None:
     """Fill the square root of each row's number."""
     out[...] = rows(block)
+
+
+@flowmap.filler
+def nested(out: NDArray[Any], block: Block, *, named: str) -> None:
+    """Fill by another filler, which is named in text."""
+    Work.of(named)(out, block)
 
 
 @flowmap.filler(volatile=("log",))
