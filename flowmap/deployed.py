@@ -63,6 +63,21 @@ def place(path: str | os.PathLike[str]) -> Path:
     return full
 
 
+def check_place(path: Path) -> None:
+    """Refuse a target that is open already and that a flow run may not have.
+
+    Args:
+        path: Its absolute path, links resolved.
+
+    Raises:
+        InvalidArgumentError: It leads out of `FLOWMAP_ROOT`, or a folder is a link now.
+    """
+    if (real := place(path)) != path:
+        raise InvalidArgumentError(
+            f"path is {short(path)}, and leads to {short(real)} by now. Open it again."
+        )
+
+
 def check_filler(filler: Any) -> None:
     """Refuse, before its module is imported, a filler that a deployed run may not have.
 

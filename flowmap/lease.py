@@ -16,7 +16,7 @@ from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder
+from flowmap.storage import NotRegularError, publish_json, read_json, sync_folder, unlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,7 @@ class Lease:
             if self.dead:
                 publish_json(self._path, self._document | {"run": "", "refreshed": 0.0})
             else:
-                self._path.unlink()
+                unlink(self._path)
                 sync_folder(self._path.parent)
 
 

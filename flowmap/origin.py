@@ -110,8 +110,8 @@ def _spec_of(module: str) -> ModuleSpec | None:
 def found_elsewhere(module: str, file: str) -> str | None:
     """Say where a module would come from, if not from a file. Nothing is imported.
 
-    For a module in a package this looks at the folders of the package only: to find the module
-    itself, Python would import the package.
+    For a package this looks only whether the file is in its folders: to find a module in it,
+    Python would import the package.
 
     Args:
         module: Name of the module.
@@ -125,7 +125,7 @@ def found_elsewhere(module: str, file: str) -> str | None:
     if spec is None:
         return None
     folders = spec.submodule_search_locations
-    if "." in module and folders is not None:
+    if folders is not None:
         places = [os.path.realpath(folder) for folder in folders]
         same = _is_beneath(file, places)
     else:

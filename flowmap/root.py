@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from flowmap.errors import InvalidArgumentError, WrongTypeError, short
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
 
 ROOT: Final = "FLOWMAP_ROOT"
 """The environment variable that names the folder."""
@@ -68,7 +68,7 @@ def _folder(text: str) -> Path:
     return folder
 
 
-def rooted(path: str | os.PathLike[str]) -> Path:
+def rooted(path: str | os.PathLike[str], *, follow: bool = False) -> Path:
     """Return where a path leads under `FLOWMAP_ROOT`; the path itself where that is not set.
 
     A relative path is taken from the root. It lies within if its name does, once the links of
@@ -76,33 +76,80 @@ def rooted(path: str | os.PathLike[str]) -> Path:
     not lie within itself, since what is beside a target is not beneath it. In a worker the root
     of the run counts, and also the worker's own.
 
+    What is returned is the very path that was checked. Another user who may rename folders in
+    the root can put a link in the place of one afterwards: `names_in_root` is against that.
+
     Args:
         path: Of a target, or of a file to read.
+        follow: Whether to return what a link of that name leads to, also where no root is set.
 
     Raises:
         InvalidArgumentError: It leads out of the root, or the root is no folder.
+        StorageError: Its folders change while it is looked at.
         WrongTypeError: It is no path.
     """
     if not isinstance(path, str | os.PathLike):
         raise WrongTypeError(f"path is {short(path)}; it takes the name of a file.")
     folders, given = [_folder(text) for text in _roots()], Path(os.fsdecode(path))
-    if not folders:
+    if not folders and not follow:
         return given
-    full = folders[0] / given
-    for folder in folders:
-        if not _is_within(folder, full, path):
-            raise InvalidArgumentError(
-                f"path is {short(path)}, which leads out of {folder}. Choose one within, "
-                "relative to it for one; or let whoever runs this process set another folder, "
-                f"as in: export {ROOT}=/data/arrays"
-            )
-    return full
-
-
-def _is_within(folder: Path, full: Path, path: str | os.PathLike[str]) -> bool:
+    full = folders[0] / given if folders else given
     try:
         named = Path(os.path.realpath(full.parent)) / full.name
-        real = Path(os.path.realpath(folder))
-        return all(real in each.parents for each in (named, Path(os.path.realpath(full))))
+        real = Path(os.path.realpath(full))
     except ValueError as error:  # a zero byte, which no name can hold
         raise InvalidArgumentError(f"path is {short(path)}, which names no file.") from error
+    except OSError as error:  # somebody put a folder in the place of a link meanwhile
+        raise storage_error(
+            error, "cannot tell where the path leads; try again", full
+        ) from error
+    for folder in folders:
+        within = Path(os.path.realpath(folder))
+        if not (within in named.parents and within in real.parents):
+            raise _leads_out(path, folder)
+    return real if follow else named
+
+
+def check_within(given: Path, real: Path) -> None:
+    """Refuse a path that names a place in a root, and by now leads out of it.
+
+    Args:
+        given: An absolute path.
+        real: Where it leads.
+
+    Raises:
+        InvalidArgumentError: It leads out.
+    """
+    for text in _roots():
+        within = Path(os.path.realpath(text))
+        named = given.is_relative_to(text) or given.is_relative_to(within)
+        if named and within not in real.parents:
+            raise _leads_out(given, Path(text))
+
+
+def names_in_root(path: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the root that a path is in by its name, and the names that lead from it there.
+
+    Returns:
+        None where no root is set, or the path is in none.
+
+    Raises:
+        InvalidArgumentError: One of the names leads up.
+    """
+    for text in _roots():
+        within = Path(os.path.realpath(text))
+        for folder in (within, Path(text)):
+            if folder in path.parents:
+                names = path.relative_to(folder).parts
+                if ".." in names:
+                    raise _leads_out(path, folder)
+                return within, names
+    return None
+
+
+def _leads_out(path: str | os.PathLike[str], folder: Path) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"path is {short(path)}, which leads out of {folder}. Choose one within, relative to "
+        "it for one; or let whoever runs this process set another folder, as in: "
+        f"export {ROOT}=/data/arrays"
+    )

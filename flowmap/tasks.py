@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
-from flowmap.deployed import check_filler, place, work_of
+from flowmap.deployed import check_filler, check_place, place, work_of
 from flowmap.errors import (
     FillerError,
     NotFoundError,
@@ -104,7 +104,7 @@ def _run_name(parameters: dict[str, Any]) -> str:
 def _check_segment(segment: Any) -> None:
     """Refuse a segment of a target that the run may not have; what is none is told later."""
     if isinstance(segment, Segment):
-        place(segment.path)
+        check_place(segment.path)
 
 
 _SEGMENT_RUN: Final[dict[str, Any]] = {
@@ -122,7 +122,7 @@ _SEGMENT_RUN: Final[dict[str, Any]] = {
 def _placed(target: Target | str | os.PathLike[str]) -> Target:
     """Return a target, or open it by its path, if a run may have it."""
     if isinstance(target, Target):
-        place(target.path)
+        check_place(target.path)
         return target
     return open_target(place(target))
 

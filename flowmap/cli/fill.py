@@ -67,7 +67,7 @@ def fill(
         pilot: Compute one block and keep nothing of it; say how long all of it will take, what
             it needs, and which sizes of blocks and segments would do better.
         trust: Import the filler that the records name even if another user may have written
-            them. They decide what runs as you.
+            them. That user then decides what runs as you.
         workers: How many processes or threads; one for each processor if left out.
         quiet: Show no progress, also on a terminal.
     """

@@ -686,3 +686,12 @@ def test_files_in_the_working_directory_are_no_libraries(
     assert not (tmp_path / "imported").exists()
     if "--workers" in words:
         np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.arange(10.0))
+
+
+def test_fillers_in_the_working_directory(folder: Path) -> None:
+    """A module there is found by its name, and recalled, as by `python -m`."""
+    target = flowmap.allocate(folder / "out.npy", 10, "<f8", segments=2)
+    for words in (["--segment", "0", "--filler", "fillers:square"], ["--segment", "1"]):
+        child = python("-P", "-m", "flowmap", "fill", "out.npy", *words, cwd=folder)
+        assert child.returncode == 0, child.stderr
+    np.testing.assert_array_equal(np.load(target.path), np.arange(10.0) ** 2)
