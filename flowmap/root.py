@@ -127,7 +127,7 @@ def check_within(given: Path, real: Path) -> None:
             raise _leads_out(given, Path(text))
 
 
-def names_in_root(path: Path) -> tuple[Path, tuple[str, ...]] | None:
+def names_in_root(path: str | os.PathLike[str]) -> tuple[Path, tuple[str, ...]] | None:
     """Return the root that a path is in by its name, and the names that lead from it there.
 
     Returns:
@@ -137,10 +137,10 @@ def names_in_root(path: Path) -> tuple[Path, tuple[str, ...]] | None:
         InvalidArgumentError: One of the names leads up.
     """
     for text in _roots():
-        within = Path(os.path.realpath(text))
+        within, full = Path(os.path.realpath(text)), Path(path)
         for folder in (within, Path(text)):
-            if folder in path.parents:
-                names = path.relative_to(folder).parts
+            if folder in full.parents:
+                names = full.relative_to(folder).parts
                 if ".." in names:
                     raise _leads_out(path, folder)
                 return within, names

@@ -16,7 +16,6 @@ import os
 import secrets
 import stat
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +26,7 @@ from flowmap.root import names_in_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -74,7 +74,7 @@ def anchored(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int | None]]:
         The name of the file in the folder, and the descriptor of the folder: for `dir_fd`. The
         path itself and None where it is in no root.
     """
-    found = names_in_root(Path(path))
+    found = names_in_root(path)
     if found is None:
         yield path, None
         return
