@@ -42,6 +42,6 @@ def check_allowed(filler: str, allowed: Sequence[str]) -> None:
     raise FillerRefusedError(
         f"The filler {short(filler)} may not run here: whoever runs the worker must allow its "
         f"module to deployed runs, as in: export {FILLERS}={shlex.quote(allowing)} "
-        f"(it is {short(','.join(allowed))} now; several are separated by commas). "
+        f"(it is {short(', '.join(allowed))} now; several are separated by commas). "
         f"Always allowed: {', '.join(sorted(names))}."
     )
