@@ -8,7 +8,6 @@ import functools
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,6 +33,7 @@ from flowmap.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -105,7 +105,7 @@ class _File:
     """The header of a `.npy` file.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file, links resolved.
         stamp: Of the file when its header was read.
         layout: What it holds.
         offset: The byte at which the data begins.
@@ -156,13 +156,12 @@ class _File:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        real = Path(os.path.realpath(self.path))
         try:
             # First: what is found beside it then vouches for this file, or for a later one.
-            with opened(real) as descriptor:
+            with opened(self.path) as descriptor:
                 if _stamp(os.fstat(descriptor)) != self.stamp:
                     raise _changed(self.path)
-                _refuse_unfinished(real)
+                _refuse_unfinished(self.path)
                 yield descriptor
         except FlowmapError:
             raise
@@ -181,7 +180,7 @@ def _look(path: Any) -> _File:
     """Return the header of a file, read once as long as the file is the same."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise WrongTypeError(f"source is {short(path)}; it takes the name of a .npy file.")
-    where = rooted(path)
+    where = rooted(path, follow=True)
     try:
         found = where.stat()
     except OSError as error:
@@ -195,7 +194,7 @@ def _look(path: Any) -> _File:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _read_header(path: Path, stamp: _Stamp) -> _File:
-    with opened_npy(str(path), MAX_HEADER_SIZE) as (file, layout):
+    with opened_npy(str(path), MAX_HEADER_SIZE, follow=False) as (file, layout):
         return _File(path, stamp, layout, file.tell())
 
 

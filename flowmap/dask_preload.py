@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Worker
 
 from flowmap.local_cluster import SHIELDED
-from flowmap.workers import die_with
+from flowmap.workers import die_with, forget_safe_path
 
 
 def dask_setup(server: Any) -> None:
@@ -27,6 +27,7 @@ def dask_setup(server: Any) -> None:
         signal.signal(number, _take_no_notice)
         signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
     if isinstance(server, Worker):
+        forget_safe_path()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SHIELDED)
 
 

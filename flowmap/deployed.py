@@ -3,26 +3,28 @@
 Whoever starts a deployed run gives its parameters, often through a form; whoever runs the
 worker decides in its environment what they may reach: `FLOWMAP_ROOT`, the folder of the
 files, and `FLOWMAP_FILLERS`, packages of fillers separated by commas. Outside deployed runs
-whoever runs the program may import what they like.
+whoever runs the program may import what they like. The work of a run carries both to wherever
+its filler runs, since a worker on another machine has other variables.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from prefect import context
 
-from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut, short
-from flowmap.fillers import published
+from flowmap.allowed import FILLERS, check_allowed
+from flowmap.errors import InvalidArgumentError, short
 from flowmap.root import ROOT, root, rooted
+from flowmap.work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-FILLERS: Final = "FLOWMAP_FILLERS"
-"""The environment variable that names the packages, and modules, whose fillers may run."""
+    from flowmap.fillers import Filler
 
 
 def is_deployed() -> bool:
@@ -61,6 +63,21 @@ def place(path: str | os.PathLike[str]) -> Path:
     return full
 
 
+def check_place(path: Path) -> None:
+    """Refuse a target that is open already and that a flow run may not have.
+
+    Args:
+        path: Its absolute path, links resolved.
+
+    Raises:
+        InvalidArgumentError: It leads out of `FLOWMAP_ROOT`, or a folder is a link now.
+    """
+    if (real := place(path)) != path:
+        raise InvalidArgumentError(
+            f"path is {short(path)}, and leads to {short(real)} by now. Open it again."
+        )
+
+
 def check_filler(filler: Any) -> None:
     """Refuse, before its module is imported, a filler that a deployed run may not have.
 
@@ -71,26 +88,28 @@ def check_filler(filler: Any) -> None:
     Raises:
         FillerRefusedError: Its module is neither beneath `FLOWMAP_FILLERS` nor published.
     """
-    if not isinstance(filler, str) or not is_deployed():
-        return
-    module, colon, _ = filler.partition(":")
-    if not colon:  # a published name, or none, which is found out when it is looked up
-        return
-    prefixes = [name.strip() for name in os.environ.get(FILLERS, "").split(",")]
-    if any(name and f"{module}.".startswith(f"{name}.") for name in prefixes):
-        return
-    names = published()
-    if filler in names.values():
-        return
-    if not all(part.isidentifier() for part in module.split(".")):  # no line for a shell
-        raise FillerRefusedError(
-            f"{short(filler)} names no filler; write it as 'package.module:function', with a "
-            f"module that whoever runs the worker allows with {FILLERS}."
-        )
-    allowing = [name for name in prefixes if name] + [cut(module)]
-    raise FillerRefusedError(
-        f"The filler {short(filler)} may not run here: whoever runs the worker must allow its "
-        f"module to deployed runs, as in: export {FILLERS}={shlex.quote(','.join(allowing))} "
-        f"(it is {short(os.environ.get(FILLERS, ''))} now; several are separated by commas). "
-        f"Always allowed: {', '.join(sorted(names))}."
-    )
+    if isinstance(filler, str) and is_deployed():
+        check_allowed(filler, _allowed())
+
+
+def work_of(filler: Filler | str, arguments: Mapping[str, Any] | None) -> Work:
+    """Return the work of a flow run, with the limits that hold wherever its filler runs.
+
+    Args:
+        filler: The filler, or its name.
+        arguments: The filler's arguments by name.
+
+    Raises:
+        FillerRefusedError: As in `check_filler`.
+        FlowmapError: As in `Work.of`.
+    """
+    check_filler(filler)
+    work = Work.of(filler, arguments)
+    if not is_deployed():
+        return work
+    return replace(work, limits=replace(work.limits, fillers=_allowed()))
+
+
+def _allowed() -> tuple[str, ...]:
+    names = (name.strip() for name in os.environ.get(FILLERS, "").split(","))
+    return tuple(name for name in names if name)

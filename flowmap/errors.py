@@ -92,7 +92,11 @@ class FillerNotFoundError(InvalidArgumentError):
 
 
 class FillerRefusedError(InvalidArgumentError):
-    """A deployed run may not import this filler: whoever runs the worker did not allow it."""
+    """This filler is not imported.
+
+    The worker of a deployed run does not allow it; or only the records of the job name it, and
+    another user may have written them, or it comes from another file or source by now.
+    """
 
 
 class MissingExtraError(FlowmapError, ImportError):

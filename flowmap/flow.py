@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from flowmap.artifacts import Artifacts
 from flowmap.closing import close_dead_run
-from flowmap.deployed import is_deployed
+from flowmap.deployed import is_deployed, work_of
 from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import InvalidArgumentError
 from flowmap.executors import ExecutorName, failed, refuse_other_work, width
@@ -30,13 +30,13 @@ from flowmap.report import ValidationReport
 from flowmap.stall import StallWatch
 from flowmap.stopping import exit_for_now, stoppable
 from flowmap.tasks import alloc_task, validate_task
-from flowmap.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from flowmap.segments import Segment
     from flowmap.target import Target
+    from flowmap.work import Work
 
 _TELL_SECONDS = 10  # between two lines of the log that say how far it is
 
@@ -175,7 +175,7 @@ def fill_array(
         filler=filler,
         arguments=arguments,
     )
-    work = Work.of(filler, arguments)
+    work = work_of(filler, arguments)
     refuse_other_work(target, work)
     run = runtime.flow_run.id
     name = f"{runtime.flow_run.name} ({run})"

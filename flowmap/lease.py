@@ -24,6 +24,7 @@ from flowmap.storage import (
     publish_json,
     read_json,
     sync_folder,
+    unlink,
 )
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Lease:
             if self.dead or self._work_left:
                 publish_json(self._path, self._document | {"run": "", "refreshed": 0.0})
             else:
-                self._path.unlink()
+                unlink(self._path)
                 sync_folder(self._path.parent)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.extras import extra
 from flowmap.stopping import SIGNALS
+from flowmap.workers import safe_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ def local_cluster(workers: int) -> Any:
     with _inherited(
         PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
         DASK_LOGGING__DISTRIBUTED="critical",
+        **safe_path(),
     ):
         return deploy.SubprocessCluster(
             n_workers=workers,

@@ -118,12 +118,13 @@ def open_memmap(
 
 
 @contextlib.contextmanager
-def opened_file(path: str, *, write: bool = False) -> Iterator[io.FileIO]:
+def opened_file(path: str, *, write: bool = False, follow: bool = True) -> Iterator[io.FileIO]:
     """Open a regular file for reading, for a `with` block.
 
     Args:
-        path: Of the file; a link is followed.
+        path: Of the file.
         write: Whether the descriptor will be written through.
+        follow: Whether a link is followed.
 
     Yields:
         The file, without a buffer, at its beginning.
@@ -133,7 +134,7 @@ def opened_file(path: str, *, write: bool = False) -> Iterator[io.FileIO]:
         StorageError: It cannot be opened.
     """
     try:
-        descriptor = open_existing(path, write=write, follow=True)
+        descriptor = open_existing(path, write=write, follow=follow)
     except NotRegularError as error:
         raise _not_regular(path) from error
     except OSError as error:
@@ -148,14 +149,15 @@ def opened_file(path: str, *, write: bool = False) -> Iterator[io.FileIO]:
 
 @contextlib.contextmanager
 def opened_npy(
-    path: str, most: int, *, write: bool = False
+    path: str, most: int, *, write: bool = False, follow: bool = True
 ) -> Iterator[tuple[io.FileIO, Layout]]:
     """Open a `.npy` file that is whole and holds no Python objects, for a `with` block.
 
     Args:
-        path: Of the file; a link is followed.
+        path: Of the file.
         most: How many characters the header may have.
         write: Whether the descriptor will be written through.
+        follow: Whether a link is followed.
 
     Yields:
         The file, at the byte where the data begins, and what it holds.
@@ -164,7 +166,7 @@ def opened_npy(
         InvalidArgumentError: It is no `.npy` file, not whole, or holds Python objects.
         StorageError: It cannot be opened or read.
     """
-    with opened_file(path, write=write) as file:
+    with opened_file(path, write=write, follow=follow) as file:
         with told("cannot read the header; look at the disk", path):
             try:
                 layout = read_header(file, most)

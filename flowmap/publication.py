@@ -11,6 +11,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final
 
+from flowmap import storage
 from flowmap.errors import (
     ForeignFileError,
     NotFoundError,
@@ -27,9 +28,11 @@ from flowmap.storage import (
     link,
     mark_job,
     publish_json,
+    rename,
     reserve,
     staged_json,
     sync_folder,
+    unlink,
     write_all,
 )
 
@@ -79,7 +82,7 @@ def make_folder(folder: Path) -> None:
         StorageError: It cannot be made.
     """
     try:
-        folder.mkdir(exist_ok=True)
+        storage.make_folder(folder)
     except FileExistsError as error:
         if not os.path.lexists(folder):
             message = "the folder of the records is gone; see whether the target was cleaned"
@@ -116,7 +119,7 @@ def _check_owner(folder: Path) -> None:
         # A server may give all files to one user, whoever makes them (NFS: all_squash).
         probe = folder.with_name(f".flowmap-owner.{secrets.token_hex(8)}")
         with created(probe) as descriptor:
-            probe.unlink()
+            unlink(probe)
             if os.fstat(descriptor).st_uid == owner:
                 return
     except OSError as error:
@@ -145,7 +148,7 @@ def remove_stale(sidecar: Sidecar) -> None:
         for entry in list(sidecar.folder.iterdir()):
             if _STALE.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
-                    entry.unlink()
+                    unlink(entry)
 
 
 def publish(job: Job, header: bytes, *, replace: bool = False) -> None:
@@ -215,13 +218,13 @@ def _replace(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
         publish_json(sidecar.intent, {"format": FORMAT, "id": job.id, "time": time.time()})
         # The ledger's name stays: where one is new, a rename may need space after all (XFS).
         _clear(sidecar, keep=(target, ledger, sidecar.ledger, sidecar.intent, staged))
-        ledger.rename(sidecar.ledger)
+        rename(ledger, sidecar.ledger)
         sync_folder(sidecar.folder)
-        target.rename(job.path)
+        rename(target, job.path)
         sync_folder(job.path.parent)
-        staged.rename(sidecar.job)
+        rename(staged, sidecar.job)
     sync_folder(sidecar.folder)
-    sidecar.intent.unlink()
+    unlink(sidecar.intent)
     sync_folder(sidecar.folder)
 
 
@@ -229,7 +232,7 @@ def _name_anew(job: Job, sidecar: Sidecar, target: Path, ledger: Path) -> None:
     _check_free(job.path)
     try:
         _clear(sidecar, keep=(target, ledger))  # of a job whose target is gone
-        ledger.rename(sidecar.ledger)
+        rename(ledger, sidecar.ledger)
         sync_folder(sidecar.folder)
         publish_json(sidecar.job, job.document())
         sync_folder(job.path.parent)
@@ -283,18 +286,18 @@ def _is_named(private: Path, path: Path) -> bool:
 
 def _clear(sidecar: Sidecar, keep: tuple[Path, ...]) -> None:
     """Remove the records of a job that is void, its `job.json` first."""
-    sidecar.job.unlink(missing_ok=True)
+    unlink(sidecar.job, missing_ok=True)
     sync_folder(sidecar.folder)
     for entry in list(_records(sidecar)):
         if entry not in keep:  # a worker of the old job may be renaming it
-            entry.unlink(missing_ok=True)
+            unlink(entry, missing_ok=True)
 
 
 def _abandon(sidecar: Sidecar) -> None:
     """Remove the records of a target that got no name, also where nothing can be synced."""
     for path in (sidecar.job, sidecar.ledger):
         with contextlib.suppress(OSError):
-            path.unlink()
+            unlink(path)
     with contextlib.suppress(OSError):
         sync_folder(sidecar.folder)
 
@@ -308,7 +311,7 @@ def _removed_after(*paths: Path) -> Iterator[None]:
             # Gone, or what is left is a second name of the whole target, which the next
             # allocation removes: neither is worth hiding how the first one went.
             with contextlib.suppress(OSError):
-                path.unlink()
+                unlink(path)
 
 
 def _advice(error: OSError, job: Job) -> str:

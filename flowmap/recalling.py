@@ -1,23 +1,45 @@
-"""Recalling the work of a job from its records, for a run that does not say it again."""
+"""Recalling the work of a job from its records, for a run that does not say it again.
+
+Whoever may write to the folder of the records decides what they say. So this is the only place
+where a name from the records leads to an import, and it asks first who wrote them, as git asks
+for the owner of a repository.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import os
+import pwd
+import shlex
+import stat
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flowmap.errors import InvalidArgumentError
+from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut
+from flowmap.job import replaced
+from flowmap.origin import differs, found_elsewhere, look_in_working_directory
+from flowmap.sidecar import Sidecar
+from flowmap.storage import opened, parsed_json, read_text
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from flowmap.fillers import Filler
     from flowmap.target import Target
 
+_OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
 
 def work_of(
-    target: Target, filler: Filler | str | None, arguments: Mapping[str, Any] | None
+    target: Target,
+    filler: Filler | str | None,
+    arguments: Mapping[str, Any] | None,
+    *,
+    trust: bool = False,
+    here: bool = False,
 ) -> Work:
     """Return the work that is asked for, the recalled one where no filler is named.
 
@@ -25,6 +47,8 @@ def work_of(
         target: The target.
         filler: The filler, or its name.
         arguments: The filler's arguments by name.
+        trust: Whether to recall work that another user may have recorded.
+        here: Whether to look for a recalled filler in the working directory, too.
 
     Raises:
         InvalidArgumentError: Arguments are given but no filler.
@@ -34,39 +58,148 @@ def work_of(
         return Work.of(filler, arguments)
     if arguments is not None:
         raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
-    return recalled(target)
+    return recalled(target, trust=trust, here=here)
 
 
-def recalled(target: Target) -> Work:
+def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work:
     """Return the work that a job is pinned to, or else the one that has filled it so far.
 
     Args:
         target: The target.
+        trust: Whether to recall work that another user may have recorded.
+        here: Whether to look for the filler in the working directory, too.
 
     Raises:
         InvalidArgumentError: There is none yet, or there are several; or its arguments cannot
             be told from the records.
+        FillerRefusedError: Another user may have written the records; or the filler is in
+            another file, or has another source, than the one that is recorded.
         FillerNotFoundError: The filler is not to be found any more.
         WrongTypeError: It takes other arguments by now.
         OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
             `Target.status`.
     """
-    job = target.job
-    recorded = job.work
-    if recorded is None:
-        works = np.unique(target.status()["work"])
-        fingerprints = works[works != ""].tolist()
-        if len(fingerprints) != 1:
-            filled = f"was filled by {len(fingerprints)} works" if fingerprints else "has none"
-            raise InvalidArgumentError(
-                f"No filler is given, and the job of {target.path} {filled}. Name one, such as "
-                "'package.module:function'."
-            )
-        recorded = job.recorded_work(fingerprints[0])
-    if recorded is None or recorded.get("values") is None:
-        what = "the filler" if recorded is None else f"the arguments of {describe(recorded)}"
+    place = _place(target)
+    recorded, status = _read(target, place)
+    if not trust:
+        _check_owner(target, place, recorded, status)
+    if recorded.get("values") is None:
+        raise _unknown(target, f"the arguments of {describe(recorded)}")
+    file, source = (_text(recorded.get(name)) for name in ("file", "source"))
+    module = recorded["filler"].partition(":")[0]
+    if here:
+        look_in_working_directory(module)
+    elsewhere = None if file is None else found_elsewhere(module, file)
+    if elsewhere is not None:  # not even imported: it may be another user's
+        raise _changed(target, recorded, f"comes from {elsewhere}")
+    work = Work.of(recorded["filler"], recorded["values"])
+    difference = differs(work.origin, file, source, module)
+    if difference is not None:
+        raise _changed(target, recorded, difference)
+    return work
+
+
+def _place(target: Target) -> Path:
+    """Return the document that says what fills a job."""
+    sidecar = Sidecar.of(target.path)
+    if target.job.work is not None:
+        return sidecar.job
+    works = np.unique(target.status()["work"])
+    fingerprints = works[works != ""].tolist()
+    if len(fingerprints) != 1:
+        filled = f"was filled by {len(fingerprints)} works" if fingerprints else "has none"
         raise InvalidArgumentError(
-            f"{target.path}: {what} cannot be told from the records. Give filler and arguments "
-            "as they were given first."
+            f"No filler is given, and the job of {target.path} {filled}. Name one, such as "
+            "'package.module:function'."
         )
-    return Work.of(recorded["filler"], recorded["values"])
+    return sidecar.work(fingerprints[0])
+
+
+def _read(target: Target, place: Path) -> tuple[dict[str, Any], os.stat_result]:
+    """Return the recorded work, and what the system says of the very file that was read."""
+    pinned = target.job.work is not None
+    try:
+        with opened(place) as descriptor:
+            status = os.fstat(descriptor)
+            document = parsed_json(read_text(descriptor))
+        job = document["id"] if pinned else target.job.id
+        recorded: dict[str, Any] = document["work"] if pinned else document
+        describe(recorded)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unknown(target, "the filler") from error
+    if job != target.job.id:
+        raise replaced(target.path)
+    if not isinstance(recorded["filler"], str):
+        raise _unknown(target, "the filler")
+    return recorded, status
+
+
+def _unknown(target: Target, what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{target.path}: {what} cannot be told from the records. Give filler and arguments "
+        "as they were given first."
+    )
+
+
+def _text(value: object) -> str | None:
+    """Return a recorded text; None where it is unknown, as in records of earlier versions."""
+    return value if isinstance(value, str) else None
+
+
+def _check_owner(
+    target: Target, place: Path, recorded: dict[str, Any], status: os.stat_result
+) -> None:
+    """Refuse a document that another user may have written.
+
+    Only the owner of a file and root can give it away. Another user can replace the file, which
+    then is the other user's.
+
+    Raises:
+        FillerRefusedError: Another user may have written it.
+    """
+    if status.st_uid not in (os.geteuid(), 0):
+        whose = f"belongs to {_user(status.st_uid)}, not to you ({_user(os.geteuid())})"
+    elif status.st_mode & _OTHERS_MAY_WRITE:
+        whose = f"can be written by other users ({stat.filemode(status.st_mode)})"
+    else:
+        return
+    filler, arguments = _quoted(recorded)
+    fill = f"flowmap fill {shlex.quote(str(target.path))}"
+    raise FillerRefusedError(
+        f"{place} {whose}, and names the filler {filler}, which would run as you. It was not "
+        "imported. If you trust it, name it yourself, or pass trust=True. On the command line: "
+        f"{fill} --filler {filler}{arguments}, or {fill} --trust"
+    )
+
+
+def _changed(target: Target, recorded: dict[str, Any], how: str) -> FillerRefusedError:
+    filler, arguments = _quoted(recorded)
+    file = _text(recorded.get("file"))
+    where = "" if file is None else f" from {_printable(file)}"
+    return FillerRefusedError(
+        f"The records of {target.path} name the filler {filler}{where}. The filler of that "
+        f"name here {how}, and may compute other values. Work in the folder of the recorded "
+        "filler; or, to use this one nevertheless, name it yourself: "
+        f"flowmap fill {shlex.quote(str(target.path))} --filler {filler}{arguments}"
+    )
+
+
+def _quoted(recorded: dict[str, Any]) -> tuple[str, str]:
+    """Return the recorded filler, and the option with its arguments, as a shell takes them."""
+    values = recorded.get("values")
+    arguments = f" --arguments {shlex.quote(cut(json.dumps(values)))}" if values else ""
+    return _printable(recorded["filler"]), _printable(arguments, quote=False)
+
+
+def _printable(text: str, *, quote: bool = True) -> str:
+    """Return a recorded text for a shell, or as Python writes it if it is not printable."""
+    if not text.isprintable():
+        return ascii(text)
+    return shlex.quote(text) if quote else text
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"

@@ -1,26 +1,64 @@
-"""FLOWMAP_ROOT: the folder that every path must lie in, where an administrator has set one."""
+"""FLOWMAP_ROOT: the folder that every path must lie in, where an administrator has set one.
+
+What limits a run also limits its fillers in whatever process they run: a `Work` carries the
+`Limits` of the process that made it, and holds them while its filler runs.
+"""
 
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
-from flowmap.errors import InvalidArgumentError, WrongTypeError, short
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
 
 ROOT: Final = "FLOWMAP_ROOT"
 """The environment variable that names the folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The files and the fillers that a run may reach.
+
+    Attributes:
+        roots: Folders that each path must lie in, all of them; the first is the one that
+            relative paths are taken from.
+        fillers: Packages and modules whose fillers may be looked up by name, beside the
+            published ones; None where any may.
+    """
+
+    roots: tuple[str, ...] = ()
+    fillers: tuple[str, ...] | None = None
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return the limits of the run whose filler is running, and of this process."""
+        held = LIMITS.get()
+        return cls(tuple(dict.fromkeys(_roots())), held.fillers)
+
+
+LIMITS: Final[ContextVar[Limits]] = ContextVar("LIMITS", default=Limits())  # noqa: B039 -- frozen
+"""The limits of the run whose filler is running, in the thread where it runs."""
+
+
+def _roots() -> tuple[str, ...]:
+    """Return the folders of the run, and that of this process, where there are any."""
+    text = os.environ.get(ROOT)
+    return (*LIMITS.get().roots, text) if text else LIMITS.get().roots
+
+
 def root() -> Path | None:
-    """Return the folder that `FLOWMAP_ROOT` names, or None where it is not set.
+    """Return the folder that relative paths are taken from, or None where none is set.
 
     Raises:
-        InvalidArgumentError: It names no folder by an absolute path.
+        InvalidArgumentError: It is not named by an absolute path, or is not there.
     """
-    text = os.environ.get(ROOT)
-    if not text:
-        return None
+    return next((_folder(text) for text in _roots()), None)
+
+
+def _folder(text: str) -> Path:
     folder = Path(text)
     if not (folder.is_absolute() and folder.is_dir()):
         raise InvalidArgumentError(
@@ -30,36 +68,88 @@ def root() -> Path | None:
     return folder
 
 
-def rooted(path: str | os.PathLike[str]) -> Path:
+def rooted(path: str | os.PathLike[str], *, follow: bool = False) -> Path:
     """Return where a path leads under `FLOWMAP_ROOT`; the path itself where that is not set.
 
     A relative path is taken from the root. It lies within if its name does, once the links of
     its folders are followed, and also what it leads to, if it is a link itself; the root does
-    not lie within itself, since what is beside a target is not beneath it.
+    not lie within itself, since what is beside a target is not beneath it. In a worker the root
+    of the run counts, and also the worker's own.
+
+    What is returned is the very path that was checked. Another user who may rename folders in
+    the root can put a link in the place of one afterwards: `names_in_root` is against that.
 
     Args:
         path: Of a target, or of a file to read.
+        follow: Whether to return what a link of that name leads to, also where no root is set.
 
     Raises:
         InvalidArgumentError: It leads out of the root, or the root is no folder.
+        StorageError: Its folders change while it is looked at.
         WrongTypeError: It is no path.
     """
     if not isinstance(path, str | os.PathLike):
         raise WrongTypeError(f"path is {short(path)}; it takes the name of a file.")
-    folder, given = root(), Path(os.fsdecode(path))
-    if folder is None:
+    folders, given = [_folder(text) for text in _roots()], Path(os.fsdecode(path))
+    if not folders and not follow:
         return given
-    full = folder / given
+    full = folders[0] / given if folders else given
     try:
         named = Path(os.path.realpath(full.parent)) / full.name
-        real = Path(os.path.realpath(folder))
-        within = all(real in each.parents for each in (named, Path(os.path.realpath(full))))
+        real = Path(os.path.realpath(full))
     except ValueError as error:  # a zero byte, which no name can hold
         raise InvalidArgumentError(f"path is {short(path)}, which names no file.") from error
-    if not within:
-        raise InvalidArgumentError(
-            f"path is {short(path)}, which leads out of {folder}. Choose one within, relative "
-            f"to it for one; or let whoever runs this process set another folder, as in: "
-            f"export {ROOT}=/data/arrays"
-        )
-    return full
+    except OSError as error:  # somebody put a folder in the place of a link meanwhile
+        raise storage_error(
+            error, "cannot tell where the path leads; try again", full
+        ) from error
+    for folder in folders:
+        within = Path(os.path.realpath(folder))
+        if not (within in named.parents and within in real.parents):
+            raise _leads_out(path, folder)
+    return real if follow else named
+
+
+def check_within(given: Path, real: Path) -> None:
+    """Refuse a path that names a place in a root, and by now leads out of it.
+
+    Args:
+        given: An absolute path.
+        real: Where it leads.
+
+    Raises:
+        InvalidArgumentError: It leads out.
+    """
+    for text in _roots():
+        within = Path(os.path.realpath(text))
+        named = given.is_relative_to(text) or given.is_relative_to(within)
+        if named and within not in real.parents:
+            raise _leads_out(given, Path(text))
+
+
+def names_in_root(path: str | os.PathLike[str]) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the root that a path is in by its name, and the names that lead from it there.
+
+    Returns:
+        None where no root is set, or the path is in none.
+
+    Raises:
+        InvalidArgumentError: One of the names leads up.
+    """
+    for text in _roots():
+        within, full = Path(os.path.realpath(text)), Path(path)
+        for folder in (within, Path(text)):
+            if folder in full.parents:
+                names = full.relative_to(folder).parts
+                if ".." in names:
+                    raise _leads_out(path, folder)
+                return within, names
+    return None
+
+
+def _leads_out(path: str | os.PathLike[str], folder: Path) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"path is {short(path)}, which leads out of {folder}. Choose one within, relative to "
+        "it for one; or let whoever runs this process set another folder, as in: "
+        f"export {ROOT}=/data/arrays"
+    )

@@ -19,7 +19,14 @@ from flowmap.errors import NotValidatedError, storage_error, told
 from flowmap.machine import umask
 from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import NotRegularError, opened, publish_json, read_json, sync_folder
+from flowmap.storage import (
+    NotRegularError,
+    opened,
+    publish_json,
+    read_json,
+    sync_folder,
+    unlink,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +113,7 @@ def lift(job: Job) -> None:
         doing = "the target is sealed and read-only; its owner can reset() or fill it"
         raise storage_error(error, doing, job.path) from error
     with told("cannot remove the seal", path):
-        path.unlink(missing_ok=True)
+        unlink(path, missing_ok=True)
         sync_folder(path.parent)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flowmap import sentinels
+from flowmap.arguments import flag
 from flowmap.choosing import segments_of
 from flowmap.errors import FlowmapError
 from flowmap.executors import failed
@@ -31,6 +32,7 @@ def fill_share(
     arguments: Mapping[str, Any] | None = None,
     *,
     sentinel: str | os.PathLike[str] | None = None,
+    trust: bool = False,
 ) -> list[SegmentRecord]:
     """Fill a share of a job's segments in this process, one after the other.
 
@@ -44,11 +46,13 @@ def fill_share(
             names a scattered item. Any number of shares will do: with fewer than there are
             segments each is some neighbours, with more some are none. Or "7", the segment with
             that number, counted from 0; "10-19"; "all".
-        filler: Called as `filler(out, block, **arguments)` for each block; None for the one
-            that the job has.
+        filler: Called as `filler(out, block, **arguments)` for each block; None for the filler
+            and the arguments that the records of the job name.
         arguments: The filler's arguments by name.
         sentinel: A file that is written, whole, once all of them are done; see
             `flowmap.sentinels`. Its folder must exist.
+        trust: Whether to import the filler that the records name even if another user may
+            have written them.
 
     Returns:
         What the ledger says of each of them now.
@@ -56,6 +60,8 @@ def fill_share(
     Raises:
         InvalidArgumentError: The share stands for no segments of this target; or no filler is
             given, and none recorded.
+        FillerRefusedError: No filler is given, and the recorded one is not imported: another
+            user may have written the records, or it comes from another file or source by now.
         ForeignFileError: Something that is no sentinel has its name.
         SegmentsFailedError: Several failed; its `failures` say why.
         FlowmapError: As `open_target`; of one that failed, as `fill_segment`.
@@ -63,7 +69,8 @@ def fill_share(
     opened = open_target(target)
     place = None if sentinel is None else sentinels.place_of(sentinel, opened.path)
     segments = segments_of(opened, [share])
-    records = fill_here(opened, segments, work_of(opened, filler, arguments))
+    work = work_of(opened, filler, arguments, trust=flag("trust", trust))
+    records = fill_here(opened, segments, work)
     if place is not None:
         sentinels.write(place, opened, segments)
     return records

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
+from flowmap.root import check_within
 from flowmap.storage import look_afresh
 
 FORMAT: Final = 1
@@ -100,7 +101,8 @@ def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".n
 
     Raises:
         WrongTypeError: It is no path.
-        InvalidArgumentError: No file can have this path.
+        InvalidArgumentError: No file can have this path; or it names a file in `FLOWMAP_ROOT`
+            and leads out of it.
     """
     if not isinstance(path, str | os.PathLike):
         raise WrongTypeError(f"{name} is {short(path)}; it takes the name of a {suffix} file.")
@@ -115,9 +117,11 @@ def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".n
         )
     given = Path(text)
     try:
-        return Path(os.path.realpath(given.parent)) / given.name
+        real = Path(os.path.realpath(given.parent)) / given.name
+        check_within(given.absolute(), real)
     except OSError as error:  # the working directory is gone
         raise storage_error(error, "cannot tell where a relative path leads", given) from error
+    return real
 
 
 def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = ".npy") -> Path:

@@ -16,16 +16,17 @@ import os
 import secrets
 import stat
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xxhash
 
 from flowmap.machine import is_on_network
+from flowmap.root import names_in_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -51,12 +52,45 @@ _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
+_FOLDER_FLAGS: Final = (
+    getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+)
+
+
 class NotRegularError(OSError):
     """What was opened is a folder, a link, a pipe or a device."""
 
 
 class EndedError(OSError):
     """The file ends before the last byte that was to be read."""
+
+
+@contextlib.contextmanager
+def anchored(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int | None]]:
+    """Open the folder of a file in a root, for a `with` block that works on the file.
+
+    The path was checked before, and another user who may rename folders in the root can put a
+    link in the place of one since. So the folders are opened one in the other, from the root
+    on, and no link is followed; what the block does, it does in the folder that is open.
+
+    Yields:
+        The name of the file in the folder, and the descriptor of the folder: for `dir_fd`. The
+        path itself and None where it is in no root.
+    """
+    found = names_in_root(path)
+    if found is None:
+        yield path, None
+        return
+    root, names = found
+    folder = os.open(root, _FOLDER_FLAGS)
+    try:
+        for name in names[:-1]:
+            inner = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        yield names[-1], folder
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -90,13 +124,18 @@ def open_existing(
     Args:
         path: The file.
         write: Whether it will be written as well as read.
-        follow: Whether a link leads to its file, and is not refused.
+        follow: Whether a link leads to its file, and is not refused: by its name and by those
+            of its folders, in a root, too.
     """
     flags = _WRITE_FLAGS if write else _READ_FLAGS
     if write and is_on_network(path):
         flags |= os.O_DSYNC
     try:
-        descriptor = os.open(path, flags & ~os.O_NOFOLLOW if follow else flags)
+        if follow:
+            descriptor = os.open(path, flags & ~os.O_NOFOLLOW)
+        else:
+            with anchored(path) as (name, folder):
+                descriptor = os.open(name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotRegularError(
@@ -110,16 +149,44 @@ def open_existing(
 
 
 @contextlib.contextmanager
-def created(path: str | os.PathLike[str]) -> Iterator[int]:
+def created(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[int]:
     """Create a file that must not exist yet, for a `with` block; remove it on failure."""
-    descriptor = os.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        yield descriptor
-    except BaseException:
-        Path(path).unlink(missing_ok=True)  # it may have its final name already
-        raise
-    finally:
-        os.close(descriptor)
+    with anchored(path) as (name, folder):
+        descriptor = os.open(name, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
+        try:
+            yield descriptor
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # it may have its final name already
+                os.unlink(name, dir_fd=folder)
+            raise
+        finally:
+            os.close(descriptor)
+
+
+def unlink(path: Path, *, missing_ok: bool = False) -> None:
+    """Remove a name, as `Path.unlink` does."""
+    with anchored(path) as (name, folder):
+        try:
+            os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+
+def rename(old: Path, new: Path) -> None:
+    """Rename a file, in place of what has the new name."""
+    with anchored(old) as (name, folder), anchored(new) as (new_name, new_folder):
+        os.rename(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, unless there is one, as `Path.mkdir(exist_ok=True)` does."""
+    with anchored(path) as (name, folder):
+        try:
+            os.mkdir(name, dir_fd=folder)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
 
 
 def look_afresh(folder: Path) -> None:
@@ -152,7 +219,7 @@ def file_system_time(folder: Path) -> float:
         with created(private) as descriptor:
             return os.fstat(descriptor).st_mtime
     finally:
-        private.unlink(missing_ok=True)
+        unlink(private, missing_ok=True)
 
 
 def buffer_of(nbytes: int) -> NDArray[np.uint8]:
@@ -322,17 +389,23 @@ def link(private: Path, path: Path) -> None:
     Raises:
         FileExistsError: The name is taken.
     """
-    try:
-        os.link(private, path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        old, new = os.fsencode(private), os.fsencode(path)
-        if sys.platform != "linux":
-            raise
-        if _LIBC.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), os.fspath(path)) from error
+    with anchored(private) as (old, source), anchored(path) as (new, into):
+        try:
+            os.link(old, new, src_dir_fd=source, dst_dir_fd=into, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            if sys.platform != "linux":
+                raise
+            names = [
+                _AT_FDCWD if source is None else source,
+                os.fsencode(old),
+                _AT_FDCWD if into is None else into,
+                os.fsencode(new),
+            ]
+            if _LIBC.renameat2(*names, _RENAME_NOREPLACE) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 def put_in_place(private: Path, path: Path, *, replace: bool) -> None:
@@ -348,10 +421,10 @@ def put_in_place(private: Path, path: Path, *, replace: bool) -> None:
         OSError: It cannot be given.
     """
     if replace:
-        private.rename(path)
+        rename(private, path)
     else:
         link(private, path)
-        private.unlink(missing_ok=True)
+        unlink(private, missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -371,7 +444,9 @@ def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator
     if len(text) > _LONGEST_JSON:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with created(private) as descriptor:
+    # It is replaced, never written in place. So no group may write to it, whatever the umask:
+    # the owner of a document is the user who wrote it.
+    with created(private, 0o644) as descriptor:
         write_all(descriptor, text.encode(), 0)
         os.fsync(descriptor)
         yield private
@@ -417,9 +492,14 @@ def json_text(path: Path) -> bytes:
 
 def _text(path: Path) -> bytes:
     with opened(path) as descriptor:
-        if os.fstat(descriptor).st_size > _LONGEST_JSON:
-            raise ValueError("longer than any document that was written")
-        return b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
+        return read_text(descriptor)
+
+
+def read_text(descriptor: int) -> bytes:
+    """Like `json_text`, of a file that is open."""
+    if os.fstat(descriptor).st_size > _LONGEST_JSON:
+        raise ValueError("longer than any document that was written")
+    return b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
 
 
 def parsed_json(text: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
-from flowmap.deployed import check_filler, place
+from flowmap.deployed import check_filler, check_place, place, work_of
 from flowmap.errors import (
     FillerError,
     NotFoundError,
@@ -31,7 +31,6 @@ from flowmap.storage import (
 )
 from flowmap.target import Target, open_target
 from flowmap.validation import validate
-from flowmap.work import Work
 from flowmap.write import fill_work, write_segment
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from flowmap.job import Durability
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
+    from flowmap.work import Work
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
 
@@ -105,7 +105,7 @@ def _run_name(parameters: dict[str, Any]) -> str:
 def _check_segment(segment: Any) -> None:
     """Refuse a segment of a target that the run may not have; what is none is told later."""
     if isinstance(segment, Segment):
-        place(segment.path)
+        check_place(segment.path)
 
 
 _SEGMENT_RUN: Final[dict[str, Any]] = {
@@ -123,7 +123,7 @@ _SEGMENT_RUN: Final[dict[str, Any]] = {
 def _placed(target: Target | str | os.PathLike[str]) -> Target:
     """Return a target, or open it by its path, if a run may have it."""
     if isinstance(target, Target):
-        place(target.path)
+        check_place(target.path)
         return target
     return open_target(place(target))
 
@@ -237,8 +237,7 @@ def fill_task(
             'flowmap.executor("processes") as pool: f.map(..., executor=unmapped(pool)).'
         )
     _check_segment(segment)
-    check_filler(filler)
-    work = Work.of(filler, arguments)
+    work = work_of(filler, arguments)
     if executor is None:
         return _fill_in_place(segment, work)
     try:

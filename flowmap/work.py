@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xxhash
 
+from flowmap.allowed import check_allowed
 from flowmap.errors import InvalidArgumentError, WrongTypeError, cut, short
 from flowmap.fillers import find_filler, mark_of, name_of
+from flowmap.origin import Origin
+from flowmap.root import LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +39,10 @@ class Work:
         version: The filler's version.
         fingerprint: xxh3_128, in hexadecimal, of name, version and the arguments in a canonical
             form, without those declared volatile.
+        origin: The file and the source of the filler, as the process that made the work found
+            them: a worker process may find neither.
+        limits: The files and fillers that the filler may reach in whatever process it runs:
+            the limits of the process that made the work.
     """
 
     function: Filler = field(repr=False)
@@ -43,6 +50,8 @@ class Work:
     name: str
     version: str
     fingerprint: str
+    origin: Origin = field(repr=False)
+    limits: Limits = field(repr=False)
 
     @classmethod
     def of(cls, function: Filler | str, arguments: Mapping[str, Any] | None = None) -> Work:
@@ -51,9 +60,13 @@ class Work:
         Raises:
             WrongTypeError: Not a filler, not a dict, or arguments that it does not take.
             FillerNotFoundError: The name leads to no filler.
+            FillerRefusedError: A filler that is running names one that its run may not have.
             InvalidArgumentError: An argument of a kind that cannot be fingerprinted.
         """
+        limits = Limits.current()
         if isinstance(function, str):
+            if limits.fillers is not None:
+                check_allowed(function, limits.fillers)
             function = find_filler(function)
         if not callable(function):
             raise WrongTypeError(
@@ -70,10 +83,11 @@ class Work:
                 "arguments hold themselves, or too many levels; pass flat ones."
             ) from error
         fingerprint = xxhash.xxh3_128_hexdigest(form.encode())
-        return cls(function, chosen, mark.name, mark.version, fingerprint)
+        origin = Origin.of(function)
+        return cls(function, chosen, mark.name, mark.version, fingerprint, origin, limits)
 
     def describe(self) -> dict[str, Any]:
-        """Return what is recorded of it, as JSON values; its source is for people only.
+        """Return what is recorded of it, as JSON values.
 
         Volatile arguments are left out: they are the place for a password, and differ
         between attempts at the same work. "values" are the others as JSON has them, to be
@@ -81,23 +95,24 @@ class Work:
         """
         volatile = mark_of(self.function).volatile
         counted = {k: v for k, v in self.arguments.items() if k not in volatile}
-        try:
-            source = inspect.getsource(inspect.unwrap(self.function))
-        except (OSError, TypeError):
-            source = None
         return {
             "filler": self.name,
             "version": self.version,
             "arguments": {name: short(value, _LONGEST) for name, value in counted.items()},
             "values": _plain(counted),
             "fingerprint": self.fingerprint,
-            "source": source,
+            "file": self.origin.file,
+            "source": self.origin.source,
         }
 
     def __call__(self, out: np.ndarray[Any, Any], block: Block) -> object:
-        """Call the filler for one block."""
+        """Call the filler for one block, within the limits of its run."""
         function: Callable[..., object] = self.function
-        return function(out, block, **self.arguments)
+        before = LIMITS.set(self.limits)
+        try:
+            return function(out, block, **self.arguments)
+        finally:
+            LIMITS.reset(before)
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -19,9 +19,11 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
+from loky.backend import resource_tracker as trackers_of_loky
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
@@ -41,6 +43,35 @@ TRIES: Final = 3
 
 _LOOK_SECONDS: Final = 0.1
 """How long to wait between two looks at the workers that are to stop."""
+
+_SAFE_PATH: Final = "PYTHONSAFEPATH"
+
+
+def safe_path() -> dict[str, str]:
+    """Return variables that keep the working directory off the path of a process that starts.
+
+    `python -m` and `python -c`, which start workers, put it first. In a folder that others
+    share, a file of theirs that is named like a library would then be imported in its place.
+    """
+    return {} if os.environ.get(_SAFE_PATH) else {_SAFE_PATH: "flowmap"}
+
+
+def forget_safe_path() -> None:
+    """Undo `safe_path` in a worker that has started: programs of a filler need their path."""
+    if os.environ.get(_SAFE_PATH) == "flowmap":
+        del os.environ[_SAFE_PATH]
+
+
+def _start_trackers() -> None:
+    """Start the processes that clean up after the workers, safely as these."""
+    variables = safe_path()
+    os.environ.update(variables)
+    try:
+        trackers_of_loky.ensure_running()
+        resource_tracker.ensure_running()
+    finally:
+        for name in variables:
+            del os.environ[name]
 
 
 class Threads(ThreadPoolExecutor):
@@ -153,7 +184,10 @@ class Processes(Executor):
         with self._guard:
             if self._ended or self._cancelled:
                 raise CancelledError
-            pool = ProcessPoolExecutor(1, initializer=_prepare_worker, initargs=(os.getpid(),))
+            _start_trackers()
+            pool = ProcessPoolExecutor(
+                1, initializer=_prepare_worker, initargs=(os.getpid(),), env=safe_path()
+            )
             self._pools.add(pool)
             return pool
 
@@ -236,6 +270,7 @@ def _prepare_worker(parent: int) -> None:
 
     A batch system sends its warning to every process of a job: it ends the block in hand.
     """
+    forget_safe_path()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note_signals()
     die_with(parent)

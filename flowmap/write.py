@@ -27,6 +27,7 @@ from flowmap.errors import (
 )
 from flowmap.mapped import MappedAttempt
 from flowmap.records import FINISHED
+from flowmap.root import LIMITS
 from flowmap.stopping import is_asked, stoppable
 from flowmap.work import Work, describe
 
@@ -92,14 +93,18 @@ def fill_work(segment: Segment, work: Work) -> SegmentRecord:
     """Fill one segment by work that was checked elsewhere: what executors are handed.
 
     A work keeps the name that its filler had where it was defined, which another process
-    might not find out. Arguments, result and errors are those of `fill_segment`; an error's
-    traceback keeps its lines but not the frames' variables, among them the block.
+    might not find out, and the limits of its run. Arguments, result and errors are those of
+    `fill_segment`; an error's traceback keeps its lines but not the frames' variables, among
+    them the block.
     """
+    before = LIMITS.set(work.limits)
     try:
         return _fill_work(segment, work)
     except Exception as error:
         forget_frames(error)
         raise
+    finally:
+        LIMITS.reset(before)
 
 
 def _fill_work(segment: Segment, work: Work) -> SegmentRecord:

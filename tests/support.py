@@ -32,6 +32,7 @@ from flowmap.npy import Layout
 from flowmap.records import FINISHED
 from flowmap.sidecar import Sidecar
 from flowmap.storage import publish_json, read_json
+from flowmap.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -203,6 +204,12 @@ def rows(block: Block) -> NDArray[np.float64]:
 def ramp(out: NDArray[Any], block: Block) -> None:
     """Fill the square root of each row's number."""
     out[...] = rows(block)
+
+
+@flowmap.filler
+def nested(out: NDArray[Any], block: Block, *, named: str) -> None:
+    """Fill by another filler, which is named in text."""
+    Work.of(named)(out, block)
 
 
 @flowmap.filler(volatile=("log",))

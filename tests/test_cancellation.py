@@ -45,8 +45,7 @@ class Refusing(ThreadPoolExecutor):
 
 def gated(out, block):
     logged(out, block, log=log)
-    sys.stdout.write("begun\n")  # `print` writes twice, and another thread in between
-    sys.stdout.flush()
+    print("begun\\n", end="", flush=True)  # in one piece: another thread prints, too
     while not Path(gate).exists():
         time.sleep(0.01)
 

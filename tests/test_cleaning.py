@@ -839,7 +839,7 @@ class TestWaiting:
         """A folder that goes between two looks at it is made by the next."""
         real, calls = os.mkdir, itertools.count()
 
-        def mkdir(path: Any, *arguments: Any) -> None:
+        def mkdir(path: Any, *arguments: Any, **_: Any) -> None:
             if next(calls) == 0:
                 self._take_away(target)
                 raise FileExistsError(errno.EEXIST, "as before")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from support import (
     environment,
     logged,
     logged_rows,
+    nested,
     ramp,
     rows,
     run,
@@ -34,6 +36,7 @@ import flowmap
 from flowmap.clusters import _RUNS, Dask
 from flowmap.errors import (
     ClusterError,
+    FillerError,
     FillerNotFoundError,
     InvalidArgumentError,
     MissingExtraError,
@@ -42,6 +45,9 @@ from flowmap.errors import (
     WorkerDiedError,
 )
 from flowmap.executors import width
+from flowmap.root import Limits
+from flowmap.work import Work
+from flowmap.write import fill_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +133,17 @@ def test_workers_are_other_processes(tmp_path: Path, own: Dask) -> None:
     flowmap.fill(target, closure, executor=own)
     check_whole(target)
     assert logged_rows(log) == [0] * 10
+
+
+def test_programs_of_a_filler_have_their_path(tmp_path: Path, own: Dask) -> None:
+    """What protects a worker while it starts is not inherited by what the filler starts."""
+    target = make(tmp_path, 2)
+
+    def fill(out: NDArray[Any], block: Block) -> None:
+        out[...] = "PYTHONSAFEPATH" in os.environ
+
+    flowmap.fill(target, fill, executor=own)
+    assert not np.load(target.path).any()
 
 
 @flowmap.filler(volatile=("deaths", "mark"))
@@ -405,3 +422,24 @@ def test_without_dask(tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr
     assert 'pip install "flowmap[dask]"' in child.stdout
     assert issubclass(MissingExtraError, ImportError)
+
+
+def test_limits_travel_with_the_work(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that somebody else started, with another environment, keep those of the run."""
+    (tmp_path / "root").mkdir()
+    target = make(tmp_path / "root", 2)
+    np.save(tmp_path / "secret.npy", np.ones(8))
+    monkeypatch.setenv("FLOWMAP_ROOT", str(tmp_path / "root"))
+    with pytest.raises(SegmentsFailedError, match="which leads out of"):
+        flowmap.fill(target, "copy", {"source": str(tmp_path / "secret.npy")}, executor=address)
+    work = replace(
+        Work.of(nested, {"named": "antigravity:fly"}), limits=Limits(fillers=("support",))
+    )
+    with (
+        flowmap.executor(address) as pool,
+        pytest.raises(FillerError, match="export FLOWMAP_FILLERS=support,antigravity"),
+    ):
+        pool.submit(fill_work, target.segments[0], work).result()
+    assert states(target) == ["failed", "failed"]

@@ -124,9 +124,9 @@ class TestRows:
         paths = [save(here / f"{n}.npy", np.arange(4.0) + 4 * n) for n in range(5)]
         opened, read = mapping.opened_npy, []
 
-        def noted(path: str, most: int) -> Any:
+        def noted(path: str, most: int, **options: Any) -> Any:
             read.append(Path(path).name)
-            return opened(path, most)
+            return opened(path, most, **options)
 
         monkeypatch.setattr("flowmap.copying.opened_npy", noted)
         for _ in range(2):

@@ -694,3 +694,14 @@ def test_what_a_worker_cannot_load_is_no_death(tmp_path: Path) -> None:
             pool.submit(print, Unloadable()).result()
         assert len(str(caught.value)) < 500
         assert pool.submit(abs, -1).result() == 1
+
+
+def test_programs_of_a_filler_have_their_path(tmp_path: Path) -> None:
+    """What protects a worker while it starts is not inherited by what the filler starts."""
+    target = flowmap.allocate(tmp_path / "a.npy", 4, "<f8", segments=2)
+
+    def fill(out: NDArray[Any], block: Block) -> None:
+        out[...] = "PYTHONSAFEPATH" in os.environ
+
+    flowmap.fill(target, fill, workers=1)
+    assert not np.load(target.path).any()

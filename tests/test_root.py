@@ -36,7 +36,7 @@ def test_paths_within(folder: Path) -> None:
     assert root() == folder
     assert rooted("a.npy") == folder / "a.npy"
     assert rooted("sub/a.npy") == folder / "sub" / "a.npy"
-    assert rooted("sub/../a.npy").resolve() == folder / "a.npy"
+    assert rooted("sub/../a.npy") == folder / "a.npy"
     assert rooted(folder / "a.npy") == folder / "a.npy"
 
 
@@ -45,7 +45,7 @@ def test_root_behind_a_link(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     link = folder.with_name("link")
     link.symlink_to(folder)
     monkeypatch.setenv("FLOWMAP_ROOT", str(link))
-    assert rooted("a.npy") == link / "a.npy"
+    assert rooted("a.npy") == rooted(link / "a.npy") == folder / "a.npy"
     assert rooted(folder / "a.npy") == folder / "a.npy"
 
 

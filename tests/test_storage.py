@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,10 +30,10 @@ class TestFileSystemTime:
         made = []
         real = os.open
 
-        def noted(path: Path, flags: int, *rest: int) -> int:
+        def noted(path: Path, flags: int, *rest: int, **options: Any) -> int:
             if flags & os.O_CREAT and flags & os.O_EXCL:
                 made.append(path)
-            return real(path, flags, *rest)
+            return real(path, flags, *rest, **options)
 
         monkeypatch.setattr(os, "open", noted)
         storage.file_system_time(tmp_path)

@@ -58,8 +58,6 @@ def make_app(asked: str | None = None) -> App:
 
 def main() -> None:
     """Run the command of this process, and exit with its code."""
-    # As `python -m` has it; last, so that a file here never hides a library.
-    sys.path.append(os.getcwd())  # noqa: PTH109 -- entries of sys.path are texts
     sys.exit(run(sys.argv[1:]))
 
 

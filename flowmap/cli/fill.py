@@ -49,6 +49,7 @@ def fill(
     workers: int | None = None,
     sentinel: SentinelPath = None,
     pilot: Flag = False,
+    trust: Flag = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> Exit:
@@ -65,12 +66,14 @@ def fill(
         segment: Fill these only, in this process.
         pilot: Compute one block and keep nothing of it; say how long all of it will take, what
             it needs, and which sizes of blocks and segments would do better.
+        trust: Import the filler that the records name even if another user may have written
+            them. That user then decides what runs as you.
         workers: How many processes or threads; one for each processor if left out.
         quiet: Show no progress, also on a terminal.
     """
     target = open_target(path)
     place = None if sentinel is None else sentinels.place_of(sentinel, path)
-    work = work_of(target, filler, arguments)
+    work = work_of(target, filler, arguments, trust=trust, here=True)
     if pilot:
         from flowmap.pilot import pilot as pilot_job  # noqa: PLC0415 -- for this alone
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
+from flowmap.origin import look_in_working_directory
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -83,6 +85,8 @@ def _filler(_type: Any, tokens: Sequence[Token]) -> str:
     text = tokens[0].value
     file, colon, function = text.partition(":")
     if not (colon and file.endswith(".py")):
+        if colon:
+            look_in_working_directory(file)
         return text
     path = Path(file).resolve()
     if not path.is_file():

@@ -187,6 +187,22 @@ def test_filler_is_recalled(command: Command) -> None:
     np.testing.assert_array_equal(np.load("out.npy"), np.linspace(0, 2.5, 40))
 
 
+def test_records_that_others_may_write(command: Command, folder: Path) -> None:
+    """The filler that they name runs only if it is named here, or with --trust."""
+    words = ["--shape", "40", "--segments", "4", "--filler", "fillers:square"]
+    command("alloc", "out.npy", *words)
+    (folder / "out.npy.flowmap" / "job.json").chmod(0o666)
+    for option in ("--quiet", "--pilot"):
+        said = command("fill", "out.npy", option)
+        assert said.code == 2
+        place = folder / "out.npy"
+        for way in ("--filler fillers:square", "--trust"):
+            assert f"flowmap fill {place} {way}" in " ".join(said.err.split())
+    assert command("fill", "out.npy", "--segment", "0", *words[-2:]).code == 0
+    assert command("fill", "out.npy", "--trust", "--workers", "1").code == 0
+    np.testing.assert_array_equal(np.load("out.npy"), np.arange(40.0) ** 2)
+
+
 def test_what_cannot_be_recalled(command: Command) -> None:
     """Arguments that JSON cannot hold, or several works: then it is to be said."""
     command("alloc", "out.npy", "--shape", "40", "--segments", "4")
@@ -674,3 +690,36 @@ def test_file_that_another_module_hides(command: Command, folder: Path) -> None:
     said = command("alloc", "out.npy", "--shape", "9", "--filler", "json.py:f")
     assert said.code == 2
     assert "cannot be imported as json" in said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "out.npy"],
+        ["fill", "out.npy", "--segment", "0"],
+        ["fill", "out.npy", "--workers", "1"],
+        ["fill", "out.npy", "--workers", "1", "--executor", "dask"],
+    ],
+)
+def test_files_in_the_working_directory_are_no_libraries(
+    tmp_path: Path, words: list[str]
+) -> None:
+    """A file that is named like a library is not imported, by workers that start neither."""
+    flowmap.allocate(tmp_path / "out.npy", 10, "<f8", segments=2, filler="arange")
+    absent = ("org", "msvcrt", "viztracer", "_winapi")  # which cloudpickle and loky try
+    for name in (*absent, "loky", "multiprocessing", "numpy", "dask", "distributed"):
+        (tmp_path / f"{name}.py").write_text("open('imported', 'w')")
+    child = python("-P", "-m", "flowmap", *words, cwd=tmp_path)
+    assert child.returncode in (0, 3), child.stderr
+    assert not (tmp_path / "imported").exists()
+    if "--workers" in words:
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.arange(10.0))
+
+
+def test_fillers_in_the_working_directory(folder: Path) -> None:
+    """A module there is found by its name, and recalled, as by `python -m`."""
+    target = flowmap.allocate(folder / "out.npy", 10, "<f8", segments=2)
+    for words in (["--segment", "0", "--filler", "fillers:square"], ["--segment", "1"]):
+        child = python("-P", "-m", "flowmap", "fill", "out.npy", *words, cwd=folder)
+        assert child.returncode == 0, child.stderr
+    np.testing.assert_array_equal(np.load(target.path), np.arange(10.0) ** 2)

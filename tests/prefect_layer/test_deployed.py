@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from support import ramp
 
 import flowmap
 from flowmap.deployed import check_filler, is_deployed, place
-from flowmap.errors import FillerRefusedError, InvalidArgumentError
+from flowmap.errors import FillerError, FillerRefusedError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,3 +184,18 @@ class TestTasks:
             flowmap.alloc_task.fn("new.npy", 10, "<f8", filler="antigravity:fly")
         assert "antigravity" not in sys.modules
         assert not (root / "new.npy").exists()
+
+    @pytest.mark.usefixtures("deployed")
+    def test_limits_travel_with_the_work(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The filler of a task keeps them, in a worker that knows nothing of the deployment."""
+        monkeypatch.setenv("FLOWMAP_FILLERS", "support")
+        target = flowmap.allocate(root / "out.npy", 10, "<f8")
+        arguments = {"named": "antigravity:fly"}
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(FillerError, match="export FLOWMAP_FILLERS=support,antigravity"),
+        ):
+            flowmap.fill_task.fn(target.segments[0], "support:nested", arguments, pool)
+        assert "antigravity" not in sys.modules

@@ -1,0 +1,176 @@
+"""The origin of a filler: the file and the source that define it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import os
+import site
+import sys
+import sysconfig
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from importlib.machinery import ModuleSpec
+
+    from flowmap.fillers import Filler
+
+_FOLDERS_OF_PACKAGES: Final = frozenset({"site-packages", "dist-packages"})
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The file and the source that define a function.
+
+    Attributes:
+        file: Absolute path of the file, links resolved; None if there is no such file.
+        source: Source of the function; None if there is none.
+    """
+
+    file: str | None
+    source: str | None
+
+    @classmethod
+    def of(cls, function: Filler) -> Origin:
+        """Return the origin of a function, as this process finds it.
+
+        A worker process may not find it: a function that travels by value has no file there.
+
+        Raises:
+            ValueError: The function wraps itself.
+        """
+        plain = inspect.unwrap(function)
+        plain = getattr(plain, "__func__", plain)
+        if not isinstance(plain, FunctionType):
+            return _look_up(plain)
+        if plain not in _KNOWN:  # looking takes up to a millisecond, and each segment asks
+            _KNOWN[plain] = _look_up(plain)
+        return _KNOWN[plain]
+
+
+_KNOWN: Final[WeakKeyDictionary[FunctionType, Origin]] = WeakKeyDictionary()
+
+
+def _look_up(function: Any) -> Origin:
+    try:
+        file = inspect.getsourcefile(function)
+    except TypeError:  # an object that can be called, or a function of an extension module
+        return Origin(None, None)
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = None
+    there = file is not None and Path(file).is_file()
+    return Origin(os.path.realpath(file) if file is not None and there else None, source)
+
+
+def is_same_source(one: str, other: str) -> bool:
+    """Say whether two sources differ at most in comments, formatting and docstrings."""
+    return one == other or _plain(one) == _plain(other)
+
+
+def _plain(source: str) -> str:
+    """Return a text that is equal for sources that do the same, line for line."""
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a lambda's line, for one
+        return source.strip()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            documented = ast.get_docstring(node, clean=False) is not None
+            node.body = node.body[1:] if documented else node.body
+    return ast.dump(tree)
+
+
+def look_in_working_directory(module: str) -> None:
+    """Let a module be imported from the working directory if no other folder has it.
+
+    The folder comes last on the path, and not at all for an installed module: in a folder that
+    others share, a file named like a library that Python tries and does not find is imported.
+    """
+    if _spec_of(module) is None:
+        sys.path.append(os.getcwd())  # noqa: PTH109 -- entries of sys.path are texts
+
+
+def _spec_of(module: str) -> ModuleSpec | None:
+    """Return where the module, or the package it is in, would come from; import nothing."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def found_elsewhere(module: str, file: str) -> str | None:
+    """Say where a module would come from, if not from a file. Nothing is imported.
+
+    For a package this looks only whether the file is in its folders: to find a module in it,
+    Python would import the package.
+
+    Args:
+        module: Name of the module.
+        file: Absolute path of the file that it came from before.
+
+    Returns:
+        None if it would come from there; if only importing it can tell what is wrong; or if
+        both are installed packages, which other machines keep in other folders.
+    """
+    spec = _spec_of(module)
+    if spec is None:
+        return None
+    folders = spec.submodule_search_locations
+    if folders is not None:
+        places = [os.path.realpath(folder) for folder in folders]
+        same = _is_beneath(file, places)
+    else:
+        places = [os.path.realpath(spec.origin)] if spec.has_location and spec.origin else []
+        same = os.path.realpath(file) in places
+    if same or (_was_installed(module, file) and all(map(_is_installed, places))):
+        return None
+    return places[0] if places else "Python itself"
+
+
+def differs(found: Origin, file: str | None, source: str | None, module: str) -> str | None:
+    """Say in what the origin of a function is not the recorded one; None if it is the same.
+
+    Args:
+        found: Origin of the function as it was imported.
+        file: Recorded file; None if unknown.
+        source: Recorded source; None if unknown.
+        module: Name of the module.
+    """
+    if file is not None and found.file is not None and os.path.realpath(file) != found.file:
+        installed = _was_installed(module, file) and _is_installed(found.file)
+        if not installed:
+            return f"comes from {found.file}"
+    if source is not None and not (
+        found.source is not None and is_same_source(source, found.source)
+    ):
+        return "has another source"
+    return None
+
+
+def _was_installed(module: str, file: str) -> bool:
+    """Say whether a file, on whatever machine, was one of an installed package."""
+    own = module.partition(".")[0] == __name__.partition(".")[0]
+    return own or not _FOLDERS_OF_PACKAGES.isdisjoint(Path(file).parts)
+
+
+def _is_installed(file: str) -> bool:
+    """Say whether a file belongs to a package that is installed here, or to flowmap."""
+    paths = sysconfig.get_paths()
+    folders = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    folders += [site.getusersitepackages(), os.path.dirname(__file__)]  # noqa: PTH120 -- texts
+    return _is_beneath(file, map(os.path.realpath, folders))
+
+
+def _is_beneath(place: str, folders: Iterable[str]) -> bool:
+    """Say whether a file or folder is one of some folders, or in one of them."""
+    real = Path(os.path.realpath(place))
+    return any(real.is_relative_to(folder) for folder in folders)
