@@ -88,7 +88,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
                     line, env=environment() | quiet, cwd=folder, start_new_session=True
                 )
             )
-            while not file.exists():
+            while not (file.exists() and file.read_text().rstrip().endswith("}")):
                 time.sleep(0.01)
         address = json.loads(file.read_text())["address"]
         with Client(address, set_as_default=False) as client:
