@@ -214,7 +214,7 @@ class TestFilling:
         begin = kept.index("fallocate")
         assert kept[begin:] == [
             *("fallocate", "pwrite64 ledger", "write", "fdatasync", "msync", "fdatasync"),
-            *("pwrite64 ledger", "fdatasync ledger"),
+            *("pwrite64 ledger", "pwrite64 ledger", "fdatasync ledger"),
         ]
 
 

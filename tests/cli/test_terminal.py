@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from cli.terminal import Terminal
@@ -67,6 +68,8 @@ def test_interrupted(folder: Path) -> None:
     target = allocate(folder, 1000, 500)
     with Terminal(SLOW, folder) as terminal:
         terminal.until("2 running")
+        while len(target.pending()) == 500:
+            time.sleep(0.01)
         terminal.press("\x03")
         assert terminal.code() == 130
         text = terminal.text
