@@ -24,9 +24,7 @@ PROGRAMS: Final = (
     *("linux.uml", "gcc", "modprobe", "ip", "mkfs.ext4", "unshare", "setpriv"),
     *("exportfs", "rpc.nfsd", "rpc.mountd", "mount.nfs4"),
 )
-PACKAGES: Final = (
-    "user-mode-linux gcc libc6-dev kmod iproute2 e2fsprogs util-linux nfs-kernel-server nfs-common"
-)
+PACKAGES: Final = "user-mode-linux gcc libc6-dev kmod iproute2 e2fsprogs util-linux nfs-kernel-server nfs-common"
 
 _MEMORY: Final = 1500  # mebibytes
 _DISK: Final = 400 << 20  # bytes, of which those that are written take space
@@ -58,7 +56,9 @@ def run_in_machine(folder: Path, script: str, *arguments: str, seconds: float) -
     }
     command = [sys.executable, _TESTS / script, folder, *arguments]
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    first.write_text("\n".join(["#!/bin/sh", *lines, f"exec {shlex.join(map(str, command))}", ""]))
+    first.write_text(
+        "\n".join(["#!/bin/sh", *lines, f"exec {shlex.join(map(str, command))}", ""])
+    )
     first.chmod(0o755)
     with _memory(folder) as memory:
         disk = memory / "disk"

@@ -1,529 +1,425 @@
-"""What two hosts do to one job on NFS: plays, each of which says what is wrong after it.
+"""What two hosts do to one job on NFS: plays, each of which notes what is wrong after it.
 
-`nfs_machine` runs this file as the first process of the machine. A play is a function of a
-`Stage`; it says what was expected and did not come by `Stage.expect`. What counts is what the
-server's own disk has, which no client has cached.
+`nfs_machine` runs this file as the first process of the machine. What counts in the end is what
+the server's own disk has.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
-import os
 import re
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import nfs_hosts
-import numpy as np
-from nfs_hosts import AT, EXPORT, LEASE, MOUNTS, RESULTS, Ended, Host, Process, pause
+import nfs_acts as act
+import nfs_server
+from nfs_acts import BLOCK_ROWS, ROWS, SEGMENT_ROWS, SEGMENTS
+from nfs_hosts import Ended, Process, listening
+from nfs_stage import Hosts, Stage
 
-import flowmap
+# Loaded before the hosts are forked, so that no process loads them again.
 import flowmap.alloc
-import flowmap.cleaning
 import flowmap.executors
-import flowmap.lease
-import flowmap.masking
 import flowmap.validation
+import flowmap.workers
 import flowmap.write
 from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from multiprocessing.connection import Listener
-
-    from numpy.typing import NDArray
-
-SEGMENTS: Final = 4
-BLOCKS: Final = 4  # of a segment
-BLOCK_ROWS: Final = PAGE // 8
-SEGMENT_ROWS: Final = BLOCKS * BLOCK_ROWS
-ROWS: Final = SEGMENTS * SEGMENT_ROWS
-
-# ---------------------------------------------------------------------------------- breaks
-
-
-def _in_all_modules(name: str, replacement: object) -> None:
-    """Replace what flowmap's modules know by a name; fail where none does."""
-    found = False
-    for module in list(sys.modules.values()):
-        if module.__name__.startswith("flowmap") and hasattr(module, name):
-            setattr(module, name, replacement)
-            found = True
-    if not found:
-        raise LookupError(f"flowmap has no {name}: a break that breaks nothing")
-
-
-BREAKS: Final[dict[str, Callable[[], None]]] = {
-}
-"""How flowmap is broken on purpose in every process of both hosts. FILLED IN WHEN MERGING:
-
-"no probe": lambda: _in_all_modules("ask_server", lambda *_: None),
-"no sync of a write": lambda: _in_all_modules("sync_flags", lambda *_: 0),
-"no drop of a page": ...
-"""
-
-CAUGHT_BY: Final[dict[str, tuple[str, ...]]] = {
-    "no probe": ("absent", "lease"),
-    "no sync of a write": ("overtaken", "cut"),
-    "no drop of a page": ("overtaken",),
-}
-"""The plays that must find something wrong with each of them."""
-
-# ------------------------------------------------------------- what processes of a host do
-
-
-PAUSES: set[int] = set()
-"""The rows before which `numbers` pauses in this process."""
-
-FAILS: set[int] = set()
-"""The rows at which it raises."""
-
-
-@flowmap.filler
-def numbers(out: NDArray[Any], block: flowmap.Block) -> None:
-    """Number the rows from 1 on; pause, or fail, where this process shall."""
-    if block.start in PAUSES:
-        pause(f"row {block.start}")
-    if block.start in FAILS:
-        raise RuntimeError("this block fails")
-    out[...] = np.arange(block.start + 1, block.stop + 1).astype(out.dtype)
-
-
-def truth(rows: int = ROWS) -> NDArray[Any]:
-    """Return what `numbers` makes of a target."""
-    return np.arange(1, rows + 1)
-
-
-def allocate(path: Path, exist: str = "resume", **changes: Any) -> str:
-    """Allocate the job of the plays, or one that differs; return its id."""
-    job: dict[str, Any] = {
-        "shape": ROWS,
-        "dtype": "<i8",
-        "segments": (SEGMENT_ROWS,) * SEGMENTS,
-        "block_rows": BLOCK_ROWS,
-    }
-    return flowmap.allocate(path, exist=exist, **(job | changes)).id  # type: ignore[arg-type]
-
-
-def fill(path: Path, *indices: int, pauses: tuple[int, ...] = (), fails: tuple[int, ...] = ()) -> None:
-    """Fill some segments, or all that are pending."""
-    PAUSES.clear()
-    PAUSES.update(pauses)
-    FAILS.clear()
-    FAILS.update(fails)
-    target = flowmap.open_target(path)
-    for segment in [target.segments[i] for i in indices] if indices else target.pending():
-        flowmap.fill_segment(segment, numbers)
-
-
-def run(path: Path, name: str, *, pauses: tuple[int, ...] = ()) -> int:
-    """Fill a job as a run, which leases it; return how many segments it filled."""
-    PAUSES.clear()
-    PAUSES.update(pauses)
-    return len(flowmap.fill(path, numbers, executor="threads", workers=1, name=name))
-
-
-def validate(path: Path) -> list[str]:
-    """Validate a job, and seal it; return what is wrong."""
-    report = flowmap.validate(path)
-    return [] if report.ok and report.sealed else [str(report), *report.problems]
-
-
-def make(path: Path) -> str:
-    """Make a whole job: allocated, filled and sealed; return its id."""
-    job = allocate(path)
-    fill(path)
-    assert not validate(path)
-    return job
-
-
-def states(path: Path) -> list[str]:
-    """Return what the ledger says of the segments."""
-    return [str(state) for state in flowmap.open_target(path).status()["state"]]
-
-
-def not_there(path: Path) -> bool:
-    """Look for a target, and say whether there is none."""
-    try:
-        flowmap.open_target(path)
-    except flowmap.FlowmapError:
-        return not os.path.lexists(path)
-    return False
-
-
-def forget() -> None:
-    """Let the machine forget what it has cached and need not write."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-def unmasked_lies(path: Path) -> list[str]:
-    """Read a job in each way there is; return where rows that count as done are wrong."""
-    expected, wrong = truth(), []
-    target = flowmap.open_target(path)
-    before = target.status()
-    mapped = target.asarray()
-    for row in before[before["state"] == "done"]:
-        rows = slice(row["start"], row["stop"])
-        if not np.array_equal(mapped[rows], expected[rows]):
-            wrong.append(f"segment {row['index']} is done, and asarray() has other rows")
-    for how, array in (
-        ("masked()", target.masked()),
-        ("load(masked=True)", flowmap.load(path, masked=True)),
-    ):
-        shown = ~np.ma.getmaskarray(array)
-        if not np.array_equal(array.data[shown], expected[shown]):
-            wrong.append(f"{how} shows rows that are not those of the filler")
-        done = before["rows_done"][before["state"] == "done"].sum()
-        if shown.sum() < done:
-            wrong.append(f"{how} shows {shown.sum()} rows, {done} are done")
-    return wrong
-
-
-_STEPS: Final = (
-    *("open", "pwrite", "fdatasync", "fsync", "ftruncate", "mkdir", "rmdir"),
-    *("rename", "replace", "unlink", "link", "chmod", "fchmod", "setxattr", "lstat"),
-)
-
-
-def stepped(at: int | None, do: Callable[..., Any], *given: Any) -> int:
-    """Do something, and pause before one of its calls of the system; return how many it made."""
-    count = 0
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*of: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count - 1 == at:
-                pause(f"step {at}")
-            return real(*of, **named)
-
-        return step
-
-    for name in _STEPS:
-        setattr(os, name, counted(getattr(os, name)))
-    do(*given)
-    return count
-
-
-def written(at: int | None, do: Callable[..., Any], *given: Any) -> int:
-    """Do something, and pause before one of its writes; return how many it made."""
-    global _STEPS  # noqa: PLW0603
-    _STEPS = ("pwrite",)  # type: ignore[misc]
-    return stepped(at, do, *given)
-
-
-# ---------------------------------------------------------------------------------- stage
-
-
-class Stage:
-    """Two hosts, and a folder that both have mounted.
-
-    Args:
-        hosts: What makes a host of a name.
-        mount: Of `MOUNTS`.
-        name: Of the folder.
-        broken: Of `BREAKS`, or "".
-
-    Attributes:
-        a: One host.
-        b: The other.
-        at: The folder, on both.
-        wrong: What was expected and did not come.
-    """
-
-    def __init__(self, hosts: Hosts, mount: str, name: str, broken: str) -> None:
-        self.hosts = hosts
-        self.a, self.b = hosts.named("a"), hosts.named("b")
-        self.at = AT / mount / name
-        self.own = EXPORT / name
-        self.own.mkdir()
-        self.wrong: list[str] = []
-        self.cases = 0
-        self._prepare = BREAKS[broken] if broken else None
-        self._processes: list[Process] = []
-
-    def on(self, host: Host) -> Process:
-        """Begin a process."""
-        process = host.process(self._prepare)
-        self._processes.append(process)
-        return process
-
-    def end(self) -> None:
-        """End all that runs."""
-        for process in self._processes:
-            with contextlib.suppress(OSError):
-                process.kill()
-
-    def expect(self, right: object, what: str) -> None:
-        """Note what was expected, where it did not come."""
-        if not right:
-            self.wrong.append(what)
-
-    def expect_error(self, ended: Ended, *errors: str, of: str) -> None:
-        """Expect a call to have raised one of these."""
-        self.expect(ended.error in errors, f"{of}: {ended} instead of {' or '.join(errors)}")
-
-    def expect_whole(self, name: str, job: str | None = None, *, of: str = "") -> None:
-        """Expect a job to be done and sealed and right on the server's own disk."""
-        self.cases += 1
-        path, of = self.own / name, f"{of}: " if of else ""
-        try:
-            target = flowmap.open_target(path)
-            seal = Sidecar.of(path).seal.exists()
-            found = [str(state) for state in target.status()["state"]]
-        except flowmap.FlowmapError as error:
-            self.wrong.append(f"{of}{name}: {type(error).__name__}: {error}")
-            return
-        self.expect(job in (None, target.id), f"{of}{name}: another job")
-        self.expect(set(found) == {"done"}, f"{of}{name}: the ledger says {', '.join(found)}")
-        self.expect(seal, f"{of}{name}: no seal")
-        rows = np.load(path)
-        bad = np.flatnonzero(rows != truth(len(rows)))
-        self.expect(not len(bad), f"{of}{name}: {len(bad)} wrong rows, from {bad[:1]} on")
-        report = flowmap.validate(path, mark=False)
-        self.expect(report.ok, f"{of}{name}: validation says {'; '.join(report.problems)}")
-
-
-class Hosts:
-    """The hosts of the machine, which are made when they are first asked for."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._hosts: dict[str, Host] = {}
-        self._made = 0
-
-    def named(self, name: str) -> Host:
-        """Return a host."""
-        if name not in self._hosts:
-            self._made += 1
-            mounts = {key: MOUNTS[key] for key in MOUNTS}
-            self._hosts[name] = Host(f"{name}{self._made}", self._made, self._listener, mounts)
-        return self._hosts[name]
-
-    def lose(self, name: str) -> None:
-        """Never use a host again: the next one of this name is new."""
-        del self._hosts[name]
-
-
-# ---------------------------------------------------------------------------------- plays
 
 
 def absent(stage: Stage) -> None:
-    """B has remembered that there is no such file, when A has made the whole job."""
+    """B has remembered that there is no such file when A makes the whole job."""
     a, b = stage.on(stage.a), stage.on(stage.b)
-    names = ("same", "other", "error", "foreign")
-    for name in names:
-        stage.expect(b.does(not_there, stage.at / name), f"{name} is there before it is made")
-    for name in ("same", "other", "error"):
-        job = a.does(make, stage.at / name)
-        if name == "same":
-            ended = b.tries(allocate, stage.at / name)
-            stage.expect(ended.value == job, f"attaching on B: {ended}")
-        elif name == "other":
-            ended = b.tries(allocate, stage.at / name, dtype="<f8")
-            stage.expect_error(ended, "OtherJobError", of="another job on B")
-        else:
-            ended = b.tries(allocate, stage.at / name, exist="error")
-            stage.expect_error(ended, "TargetExistsError", of='exist="error" on B')
-        stage.expect_whole(name, job)
-    a.does(save, stage.at / "foreign")
+    for name in ("same", "other", "error", "foreign"):
+        stage.expect(b.does(act.is_absent, stage.at / name), f"{name} is there already")
+    job = a.does(act.make, stage.at / "same")
+    ended = b.tries(act.allocate, stage.at / "same")
+    stage.expect(ended.value == job, f"attaching on B: {ended}")
+    stage.expect_whole("same", job)
+    job = a.does(act.make, stage.at / "other")
+    ended = b.tries(act.allocate, stage.at / "other", dtype="<f8")
+    stage.expect_ended(ended, "OtherJobError", of="another job on B")
+    stage.expect_whole("other", job)
+    job = a.does(act.make, stage.at / "error")
+    ended = b.tries(act.allocate, stage.at / "error", exist="error")
+    stage.expect_ended(ended, "TargetExistsError", of='exist="error" on B')
+    stage.expect_whole("error", job)
+    a.does(act.save, stage.at / "foreign")
     before = (stage.own / "foreign").read_bytes()
-    ended = b.tries(allocate, stage.at / "foreign")
-    stage.expect_error(ended, "ForeignFileError", "TargetExistsError", of="a foreign file")
+    ended = b.tries(act.allocate, stage.at / "foreign")
+    stage.expect_ended(ended, "ForeignFileError", "TargetExistsError", of="a foreign file")
     same = (stage.own / "foreign").read_bytes() == before
     stage.expect(same, "the foreign file is not what it was")
-    left = Sidecar.of(stage.own / "foreign")
-    stage.expect(not left.job.exists() and not left.ledger.exists(), "records of a foreign file")
-
-
-def save(path: Path) -> None:
-    """Save an array that flowmap knows nothing of."""
-    with path.open("wb") as file:
-        np.save(file, truth())
+    left = [path.name for path in Sidecar.of(stage.own / "foreign").folder.glob("*")]
+    stage.expect(set(left) <= {"header.lock"}, f"left beside the foreign file: {left}")
 
 
 def overtaken(stage: Stage) -> None:
     """A has half of a segment when B claims and finishes it; A goes on, or fails."""
-    for name, row, more in (
-        ("goes-on", 2 * SEGMENT_ROWS + 2 * BLOCK_ROWS, {}),
-        ("last-block", 3 * SEGMENT_ROWS - BLOCK_ROWS, {}),
-        ("fails", 3 * SEGMENT_ROWS - BLOCK_ROWS, {"fails": (3 * SEGMENT_ROWS - BLOCK_ROWS,)}),
+    last = 3 * SEGMENT_ROWS - BLOCK_ROWS
+    for name, row, fails in (
+        ("goes-on", last - BLOCK_ROWS, ()),
+        ("last-block", last, ()),
+        ("fails", last, (last,)),
     ):
-        a, b = stage.on(stage.a), stage.on(stage.b)
-        path = stage.at / name
-        job = a.does(allocate, path)
-        a.pauses(fill, path, 2, pauses=(row,), **more)
-        b.does(fill, path)
-        stage.expect(not b.does(validate, path), f"{name}: not valid before A goes on")
+        a, b, path = stage.on(stage.a), stage.on(stage.b), stage.at / name
+        job = a.does(act.allocate, path)
+        a.does(act.at, pauses=(row,), fails=fails)
+        a.pauses(act.fill, path, 2)
+        b.does(act.fill, path)
+        stage.expect_none(b.does(act.validate, path), f"{name}: before A goes on")
         a.go_on()
-        lost = ("ClaimLostError", "FillerError") if more else ("ClaimLostError",)
-        stage.expect_error(a.ends(), *lost, of=f"{name}: A")
+        lost = ("FillerError",) if fails else ()
+        stage.expect_ended(a.ends(), "ClaimLostError", *lost, of=f"{name}: A")
+        stage.expect_whole(name, job, of="after A")
+
+
+def overtaken_at_a_write(stage: Stage) -> None:
+    """A is stopped before a write, of any, while B claims and finishes the segment."""
+    b = stage.on(stage.b)
+    for way, durability in itertools.product(("fill", "write", "store"), ("segment", "end")):
+        do, name = getattr(act, way), f"{way}-{durability}"
+        job = {"shape": SEGMENT_ROWS, "segments": 1, "durability": durability}
+        counting = stage.on(stage.a)
+        counting.does(act.allocate, stage.at / name, **job)
+        count = counting.does(act.at_a_write, None, do, stage.at / name)
+        for step in range(1, count, 1 if stage.whole else 7):
+            a, path = stage.on(stage.a), stage.at / f"{name}-{step}"
+            made = b.does(act.allocate, path, **job)
+            a.pauses(act.at_a_write, step, do, path)
+            b.does(do, path)
+            what = f"before write {step} of {count}"
+            stage.expect_none(b.does(act.validate, path), f"{path.name}, {what}: on B")
+            a.go_on()
+            stage.expect_ended(a.ends(), "ClaimLostError", of=f"{path.name}, {what}: A")
+            stage.expect_whole(path.name, made, of=what)
+
+
+def leased(stage: Stage) -> None:
+    """B has looked for a lease before A took it; B's clock is right, or ten minutes off."""
+    for ahead in (0, 600, -600):
+        name = f"clock-{ahead}"
+        a, b, path = stage.on(stage.a), stage.on(stage.b), stage.at / name
+        job = a.does(act.allocate, path)
+        b.does(act.set_clock, ahead)
+        b.does(act.look_for_lease, path)
+        a.does(act.at, pauses=(2 * SEGMENT_ROWS,))
+        a.pauses(act.run, path, "of A")
+        ended = b.tries(act.run, path, "of B")
+        stage.expect_ended(ended, "JobBusyError", of=f"{name}: the run of B")
+        a.go_on()
+        ended = a.ends()
+        stage.expect(ended.value == SEGMENTS, f"{name}: the run of A: {ended}")
+        stage.expect_none(a.does(act.validate, path), f"{name}: after the run of A")
         stage.expect_whole(name, job)
 
 
-def overtaken_at_a_write(stage: Stage, every: int = 3) -> None:
-    """A is stopped before each of its writes, while B claims and finishes the segment."""
-    a, b = stage.on(stage.a), stage.on(stage.b)
-    a.does(allocate, stage.at / "count")
-    count = a.does(written, None, fill, stage.at / "count", 1)
-    for step in range(1, count, every):
-        name = f"step-{step}"
-        a, path = stage.on(stage.a), stage.at / name
-        job = b.does(allocate, path)
-        a.pauses(written, step, fill, path, 1)
-        b.does(fill, path)
-        stage.expect(not b.does(validate, path), f"{name}: not valid before A goes on")
-        a.go_on()
-        stage.expect_error(a.ends(), "ClaimLostError", of=f"{name} of {count}: A")
-        stage.expect_whole(name, job, of=f"write {step} of {count}")
-
-
-def lease(stage: Stage) -> None:
-    """B has looked for a lease before A took it; while A's run lives, B's is refused."""
-    a, b = stage.on(stage.a), stage.on(stage.b)
-    path = stage.at / "leased"
-    job = a.does(allocate, path)
-    b.does(lease_of, path)
-    a.pauses(run, path, "of A", pauses=(2 * SEGMENT_ROWS,))
-    stage.expect_error(b.tries(run, path, "of B"), "JobBusyError", of="the run of B")
-    a.go_on()
-    ended = a.ends()
-    stage.expect(ended.value == SEGMENTS, f"the run of A: {ended}")
-    stage.expect(not a.does(validate, path), "not valid after A's run")
-    stage.expect_whole("leased", job)
-
-
-def lease_of(path: Path) -> Any:
-    """Look for the lease of a job."""
-    return flowmap.lease.holder(flowmap.open_target(path).job)
-
-
-def short_lease() -> None:
-    """Let a lease hold for seconds only, in this process."""
-    flowmap.lease.REFRESH, flowmap.lease.TERM = 1.0, 5.0  # type: ignore[misc]
-
-
-def interleaved(stage: Stage, rounds: int = 2) -> None:
-    """A fills the even segments and B the odd ones, at the same time."""
-    for number in range(rounds):
+def interleaved(stage: Stage) -> None:
+    """A fills the even segments and B the odd ones, each a page, at the same time."""
+    pages = ROWS // BLOCK_ROWS
+    for number in range(100 if stage.whole else 1):
         name = f"round-{number}"
-        a, b = stage.on(stage.a), stage.on(stage.b)
-        path = stage.at / name
-        shape = {"segments": (BLOCK_ROWS,) * (ROWS // BLOCK_ROWS), "block_rows": 100}
-        job = a.does(allocate, path, **shape)
-        a.begin(fill, path, *range(0, ROWS // BLOCK_ROWS, 2))
-        b.begin(fill, path, *range(1, ROWS // BLOCK_ROWS, 2))
-        for process, who in ((a, "A"), (b, "B")):
-            ended = process.ends()
-            stage.expect(not ended.error, f"{who}: {ended}")
-        problems = (a, b)[number % 2].does(validate, path)
-        stage.expect(not problems, f"{name}: {'; '.join(problems)}")
+        a, b, path = stage.on(stage.a), stage.on(stage.b), stage.at / name
+        job = a.does(act.allocate, path, segments=(BLOCK_ROWS,) * pages, block_rows=100)
+        a.begin(act.fill, path, *range(0, pages, 2))
+        b.begin(act.fill, path, *range(1, pages, 2))
+        stage.expect_ended(a.ends(), of=f"{name}: A")
+        stage.expect_ended(b.ends(), of=f"{name}: B")
+        validating = (a, b)[number % 2]
+        stage.expect_none(validating.does(act.validate, path), name)
         stage.expect_whole(name, job)
+
+
+def killed(stage: Stage) -> None:
+    """All processes of A are killed, each at another step; B does all of it."""
+    paths = _stopped_at_steps(stage, "a")
+    stage.a.kill_all()
+    _run_to_the_end(stage, paths)
 
 
 def cut(stage: Stage) -> None:
-    """A is cut off in the middle of its work; B does all of it; A comes back and goes on."""
-    b = stage.on(stage.b)
-    half = {"block_rows": BLOCK_ROWS // 2}
-    paths = {name: stage.at / name for name in ("claimed", "late", "in-flight", "leased")}
+    """A is cut off in the middle of its work; B does all of it; A comes back and goes on.
+
+    At the same time another host is cut off for good, at each step of its work. Of jobs that
+    are "late" A has written half a page: its client has the other half as it was, too, and
+    writes when the link is back, although the process is dead.
+    """
+    half, last = BLOCK_ROWS // 2, 2 * SEGMENT_ROWS - BLOCK_ROWS
     jobs, on_a = {}, {}
-    for name, path in paths.items():
-        a = on_a[name] = stage.on(stage.a)
-        jobs[name] = a.does(allocate, path, **({} if name == "claimed" else half))
+    for mount, (name, rows, pauses, fails) in itertools.product(
+        ("4.1", "4.2"),
+        (
+            ("claimed", BLOCK_ROWS, SEGMENT_ROWS + 2 * BLOCK_ROWS, ()),
+            ("fails", BLOCK_ROWS, last, (last,)),
+            ("late", half, SEGMENT_ROWS + half, ()),
+            ("in-flight", half, SEGMENT_ROWS + half, ()),
+            ("leased", half, SEGMENT_ROWS, ()),
+        ),
+    ):
+        path = stage.through(mount) / f"{name}-{mount}"
+        a = on_a[path] = stage.on(stage.a)
+        jobs[path] = a.does(act.allocate, path, block_rows=rows)
+        a.does(act.at, pauses=(pauses,), fails=fails)
         if name == "leased":
-            a.does(short_lease)
-            a.pauses(run, path, "of A", pauses=(2 * SEGMENT_ROWS,))
+            a.does(act.shorten_leases)
+            a.pauses(act.run, path, "of A")
         else:
-            # With half a page written the client has the other half from before B's time.
-            row = SEGMENT_ROWS + (2 * BLOCK_ROWS if name == "claimed" else BLOCK_ROWS // 2)
-            a.pauses(fill, path, 1, pauses=(row,))
+            a.pauses(act.fill, path, 1)
+    paths = _stopped_at_steps(stage, "c")
+    stage.hosts.lose("c")
     stage.a.cut()
     try:
-        on_a["in-flight"].go_on()
-        b.does(short_lease)
-        deadline = time.monotonic() + 60
-        ended = b.tries(run, paths["leased"], "of B")
-        stage.expect_error(ended, "JobBusyError", of="the run of B while A's lease is fresh")
-        while ended.error == "JobBusyError" and time.monotonic() < deadline:
-            time.sleep(1)
-            ended = b.tries(run, paths["leased"], "of B")
-        stage.expect(not ended.error, f"the run of B: {ended}")
-        for name, path in paths.items():
-            ended = b.tries(fill, path)
-            stage.expect(not ended.error, f"{name}: filling on B: {ended}")
-            problems = b.does(validate, path)
-            stage.expect(not problems, f"{name}: {'; '.join(problems)}")
-            stage.expect_whole(name, jobs[name], of="before A is back")
+        _do_instead(stage, jobs, on_a)
+        _run_to_the_end(stage, paths)
     finally:
         stage.a.mend()
-    for name in ("claimed", "late", "leased"):
-        on_a[name].go_on()
-    for name, a in on_a.items():
-        lost = ("SegmentsFailedError", "JobBusyError") if name == "leased" else ("ClaimLostError",)
-        stage.expect_error(a.ends(), *lost, of=f"{name}: A")
-    stage.on(stage.a).does(os.sync)
-    for name, path in paths.items():
-        stage.expect_whole(name, jobs[name], of="after A is back")
-    forget()
-    for name, path in paths.items():
-        problems = stage.on(stage.b).does(validate, path)
-        stage.expect(not problems, f"{name} on B in the end: {'; '.join(problems)}")
+    told = {
+        "fails": ("ClaimLostError", "FillerError"),
+        "leased": ("SegmentsFailedError", "JobBusyError"),
+    }
+    for path, a in on_a.items():
+        name = path.name.rpartition("-")[0]
+        if name == "late":
+            continue
+        if name != "in-flight":
+            a.go_on()
+        stage.expect_ended(a.ends(), *told.get(name, ("ClaimLostError",)), of=f"{path.name}: A")
+    for mount in ("4.1", "4.2"):
+        stage.on(stage.a).does(act.sync, stage.through(mount))
+    for path, job in jobs.items():
+        stage.expect_whole(path.name, job, of="after A is back")
+    nfs_server.forget()
+    for path in jobs:
+        problems = stage.on(stage.b).does(act.validate, path)
+        stage.expect_none(problems, f"{path.name}, on B in the end")
+
+
+def _do_instead(stage: Stage, jobs: dict[Path, str], on_a: dict[Path, Process]) -> None:
+    """Let B do what A is cut off from."""
+    b = stage.on(stage.b)
+    b.does(act.shorten_leases)
+    for path, a in on_a.items():
+        if path.name.startswith("in-flight"):
+            a.go_on()
+        elif path.name.startswith("late"):
+            a.kill()
+        elif path.name.startswith("leased"):
+            ended = b.tries(act.run, path, "of B")
+            stage.expect_ended(ended, "JobBusyError", of=f"{path.name}: B, at once")
+    for path, job in jobs.items():
+        if path.name.startswith("leased"):
+            ended = _in_the_end(b, "JobBusyError", act.run, path, "of B")
+        else:
+            ended = b.tries(act.fill, path)
+        stage.expect_ended(ended, of=f"{path.name}: B")
+        stage.expect_none(b.does(act.validate, path), f"{path.name}: on B")
+        stage.expect_whole(path.name, job, of="before A is back")
+
+
+def _in_the_end(process: Process, error: str, do: Callable[..., Any], *given: Any) -> Ended:
+    """Let a process do something again while it raises such an error, for a while."""
+    until = time.monotonic() + 90
+    while (ended := process.tries(do, *given)).error == error and time.monotonic() < until:
+        time.sleep(1)
+    return ended
+
+
+def _stopped_at_steps(stage: Stage, host: str) -> list[Path]:
+    """Stop processes of a host, each at another step of allocating or filling a job."""
+    paths = []
+    for way in ("allocate", "fill"):
+        counting = stage.on(stage.hosts.named(host))
+        given: list[Any] = [stage.at / f"{way}-{host}"]
+        if way == "fill":
+            counting.does(act.allocate, *given)
+            given.append(1)
+        count = counting.does(act.at_a_change, None, getattr(act, way), *given)
+        for step in range(0, count, 1 if stage.whole else 12):
+            path = stage.at / f"{way}-{host}-{step}-of-{count}"
+            process = stage.on(stage.hosts.named(host))
+            if way == "fill":
+                process.does(act.allocate, path)
+            process.pauses(act.at_a_change, step, getattr(act, way), path, *given[1:])
+            paths.append(path)
+    return paths
+
+
+def _run_to_the_end(stage: Stage, paths: list[Path]) -> None:
+    """Let B run jobs to the end of which somebody else died."""
+    b = stage.on(stage.b)
+    for path in paths:
+        ended = _in_the_end(b, "LockTimeoutError", act.allocate, path)
+        stage.expect_ended(ended, of=f"{path.name}: B allocates")
+        if not ended.error:
+            stage.expect_ended(b.tries(act.fill, path), of=f"{path.name}: B fills")
+            stage.expect_none(b.does(act.validate, path), f"{path.name}: on B")
+        stage.expect_whole(path.name)
+
+
+def overwritten(stage: Stage) -> None:
+    """A replaces the job, by other values and a longer one, that B is filling."""
+    for name, changes in (
+        ("other-dtype", {"dtype": "<f8"}),
+        ("longer", {"shape": 2 * ROWS, "segments": (2 * SEGMENT_ROWS,) * SEGMENTS}),
+    ):
+        a, b, other = stage.on(stage.a), stage.on(stage.b), stage.on(stage.b)
+        path = stage.at / name
+        a.does(act.allocate, path)
+        a.does(act.fill, path, 0)
+        b.does(act.at, pauses=(SEGMENT_ROWS + BLOCK_ROWS,))
+        b.pauses(act.fill, path, 1)
+        stage.expect_none(other.does(act.lies, path), f"{name}, on B before")
+        job = a.does(act.make, path, exist="overwrite", **changes)
+        ended = other.tries(act.allocate, path, **changes)
+        stage.expect(ended.value == job, f"{name}: attaching on B: {ended}")
+        stage.expect_none(other.does(act.lies, path), f"{name}, on B after")
+        b.go_on()
+        ended = b.ends()
+        told = ("OtherJobError", "ForeignFileError", "ClaimLostError")
+        stage.expect_ended(ended, *told, of=f"{name}: B")
+        stage.expect_whole(name, job)
+
+
+def seen(stage: Stage) -> None:
+    """B reads in every way while A fills: no row that is shown lacks its bytes."""
+    a, b, path = stage.on(stage.a), stage.on(stage.b), stage.at / "seen"
+    job = a.does(act.allocate, path)
+    b.does(act.lies, path)  # B has zeros in its cache from here on
+    blocks = range(0, ROWS, BLOCK_ROWS)
+    a.does(act.at, pauses=blocks)
+    a.pauses(act.fill, path)
+    for row in blocks:
+        stage.expect_none(b.does(act.lies, path), f"on B, before row {row}")
+        a.go_on()
+        a.wait()
+    stage.expect_none(b.does(act.lies, path), "on B in the end")
+    stage.expect_none(b.does(act.validate, path), "on B")
+    stage.expect_whole("seen", job)
+
+
+def cleaned(stage: Stage) -> None:
+    """A cleans while the ledger is open elsewhere: nothing is left, or it is said."""
+    for name, host, to_write in (
+        ("open-on-B", stage.b, False),
+        ("open-to-write-on-B", stage.b, True),
+        ("open-on-A", stage.a, False),
+    ):
+        a, holding, path = stage.on(stage.a), stage.on(host), stage.at / name
+        a.does(act.make, path)
+        holding.pauses(act.hold_ledger, path, to_write=to_write)
+        ended = a.tries(act.clean, path)
+        left = [entry.name for entry in stage.own.iterdir() if name in entry.name]
+        left.remove(name)
+        stage.cases += 1
+        said = ended.error and all(entry in ended.text for entry in left)
+        stage.expect(not left or said, f"{name}: {ended}, and {', '.join(left)} is left")
+        holding.go_on()
+        stage.expect_ended(holding.ends(), of=f"{name}: the process with the ledger")
+
+
+def odd_rows(stage: Stage) -> None:
+    """Rows do not divide a page: whatever the error advises works when it is followed."""
+    a = stage.on(stage.a)
+    for row_bytes, rows, segments in (
+        (24, 12345, 8),
+        (24, 12345, 64),
+        (24, 12345, 100),
+        (10, 30000, 7),
+        (4100, 2500, 2),
+    ):
+        name = f"{rows}-of-{row_bytes}-in-{segments}"
+        job = {"shape": rows, "dtype": _rows_of(row_bytes), "segments": segments}
+        ended = a.tries(act.bounds, stage.at / name, **job)
+        if not ended.error:  # its boundaries were laid on pages
+            stage.expect(not any(at % PAGE for at in ended.value), f"{name}: pages are shared")
+            continue
+        stage.expect_ended(ended, "InvalidArgumentError", of=name)
+        advice = list(_advised(ended.text, row_bytes))
+        stage.expect(advice, f"{name}: no advice in {ended.text}")
+        for number, changes in enumerate(advice):
+            stage.cases += 1
+            followed = a.tries(act.bounds, stage.at / f"{name}-{number}", **(job | changes))
+            right = not followed.error and not any(at % PAGE for at in followed.value)
+            stage.expect(right, f"{name}: {ended.text} With {changes}: {followed.text}")
+        free = a.does(act.bounds, stage.at / f"{name}-free", **(job | {"segments": None}))
+        for most in re.findall(r"count up to (\d+)", ended.text):
+            few = int(most) < len(free) + 1
+            stage.expect(not few, f"{name}: up to {most}, but None gives {len(free) + 1}")
+
+
+def _rows_of(row_bytes: int) -> list[tuple[str, str]]:
+    return [("n", "<i8"), ("rest", f"V{row_bytes - 8}")]
+
+
+def _advised(text: str, row_bytes: int) -> Iterator[dict[str, Any]]:
+    """Yield the arguments that a message suggests."""
+    part = r"[\[(][\d, ]+[\])](?: ?\* ?\d+)?"
+    for found in re.findall(rf"segments=(None|\d+|{part}(?: ?\+ ?{part})*)", text):
+        yield {"segments": eval(found, {"__builtins__": {}})}
+    for found in re.findall(r"count up to (\d+)", text):
+        yield {"segments": int(found)}
+        yield from ({"segments": int(found), "align": int(n)} for n in _aligns(text))
+    if "pad the dtype" in text:  # so that rows divide a page, or pages divide a row
+        padded = 1 << (row_bytes - 1).bit_length()
+        yield {"dtype": _rows_of(padded)}
+
+
+def _aligns(text: str) -> list[str]:
+    return re.findall(r"align=(\d+)", text)
 
 
 PLAYS: Final[dict[str, Callable[[Stage], None]]] = {
     play.__name__: play
-    for play in (absent, overtaken, overtaken_at_a_write, lease, interleaved, cut)
+    for play in (
+        *(absent, overtaken, overtaken_at_a_write, leased, interleaved, killed, cut),
+        *(overwritten, seen, cleaned, odd_rows),
+    )
 }
 
 
-def main(results: str, *wanted: str) -> None:
+def main(results: str, size: str, *wanted: str) -> None:
     """Play what is asked for, and write down what was wrong.
 
     Args:
         results: The folder outside.
+        size: "short" or "whole".
         wanted: "play@mount" or "play@mount@break", in this order.
     """
-    listener = nfs_hosts.prepare_machine(results)
-    nfs_hosts.serve("/dev/ubda")
-    hosts = Hosts(listener)
+    nfs_server.prepare_machine(results)
+    nfs_server.serve("/dev/ubda")
+    hosts = Hosts(listening())
     played = []
     for number, asked in enumerate(wanted):
-        name, mount, broken = (asked.split("@") + [""])[:3]
+        name, mount, broken = [*asked.split("@"), ""][:3]
         began = time.monotonic()
-        stage = Stage(hosts, mount, f"play-{number}", broken)
+        stage = Stage(hosts, mount, f"play-{number}", broken, whole=size == "whole")
         try:
             PLAYS[name](stage)
-        except Exception:  # noqa: BLE001 -- what it says is all that comes out of here
+        except Exception:  # noqa: BLE001 -- whatever it is, it is the result of the play
             stage.wrong.append(traceback.format_exc())
-        finally:
-            stage.end()
-        took = time.monotonic() - began
-        print(f"{asked}: {took:.1f} s: {'; '.join(stage.wrong) or 'nothing wrong'}", flush=True)
-        played.append(
-            {
-                "play": name,
-                "mount": mount,
-                "broken": broken,
-                "cases": stage.cases,
-                "seconds": took,
-                "wrong": stage.wrong,
-            }
-        )
-        (RESULTS / "played.json").write_text(json.dumps(played))
+        stage.end()
+        result = {
+            "seconds": time.monotonic() - began,
+            "cases": stage.cases,
+            "wrong": stage.wrong,
+        }
+        print(asked, json.dumps(result, indent=1), flush=True)
+        played.append({"play": name, "mount": mount, "broken": broken} | result)
+        (nfs_server.RESULTS / "played.json").write_text(json.dumps(played))
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except BaseException:  # noqa: BLE001 -- nobody sees this process but by what it prints
+    except BaseException:  # noqa: BLE001 -- the console of the machine is all that is seen
         traceback.print_exc()
     finally:
         sys.stdout.flush()
-        nfs_hosts.switch_off()
+        nfs_server.switch_off()
