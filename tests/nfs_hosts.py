@@ -185,7 +185,9 @@ class Host:
             raise HungError(f"host {self.name} does not answer")
         said = self._agent.recv()
         if isinstance(said, Ended):
-            raise RuntimeError(f"host {self.name}: {said}\n{said.trace}")
+            raise RuntimeError(  # noqa: TRY004 -- the call went wrong, not its type
+                f"host {self.name}: {said}\n{said.trace}"
+            )
         return said
 
     def process(self, prepare: Callable[[], object]) -> Process:

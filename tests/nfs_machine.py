@@ -24,7 +24,10 @@ PROGRAMS: Final = (
     *("linux.uml", "gcc", "modprobe", "ip", "mkfs.ext4", "unshare", "setpriv"),
     *("exportfs", "rpc.nfsd", "rpc.mountd", "mount.nfs4"),
 )
-PACKAGES: Final = "user-mode-linux gcc libc6-dev kmod iproute2 e2fsprogs util-linux nfs-kernel-server nfs-common"
+PACKAGES: Final = (
+    "user-mode-linux gcc libc6-dev kmod iproute2 e2fsprogs util-linux "
+    "nfs-kernel-server nfs-common"
+)
 
 _MEMORY: Final = 1500  # mebibytes
 _DISK: Final = 400 << 20  # bytes, of which those that are written take space
@@ -35,7 +38,7 @@ def run_in_machine(folder: Path, script: str, *arguments: str, seconds: float) -
     """Run a script of `tests` as the first process of a machine; return what it printed.
 
     Args:
-        folder: An empty one. The script finds it writable at `nfs_hosts.RESULTS`.
+        folder: An empty one. The script finds it writable at `nfs_server.RESULTS`.
         script: Its name. The machine is switched off when it ends.
         arguments: What it is given.
         seconds: How long it may take.
@@ -56,9 +59,8 @@ def run_in_machine(folder: Path, script: str, *arguments: str, seconds: float) -
     }
     command = [sys.executable, _TESTS / script, folder, *arguments]
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    first.write_text(
-        "\n".join(["#!/bin/sh", *lines, f"exec {shlex.join(map(str, command))}", ""])
-    )
+    lines += [f"exec {shlex.join(map(str, command))}", ""]
+    first.write_text("\n".join(["#!/bin/sh", *lines]))
     first.chmod(0o755)
     with _memory(folder) as memory:
         disk = memory / "disk"

@@ -12,7 +12,6 @@ import re
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import nfs_acts as act
@@ -26,12 +25,13 @@ import flowmap.alloc
 import flowmap.executors
 import flowmap.validation
 import flowmap.workers
-import flowmap.write
+import flowmap.write  # noqa: F401
 from flowmap.sidecar import Sidecar
 from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 def absent(stage: Stage) -> None:
@@ -232,8 +232,8 @@ def _in_the_end(process: Process, error: str, do: Callable[..., Any], *given: An
 
 
 def _stopped_at_steps(stage: Stage, host: str) -> list[Path]:
-    """Stop processes of a host, each at another step of allocating or filling a job."""
-    paths = []
+    """Stop processes of a host, each at another step of a job that B has looked for before."""
+    paths, b = [], stage.on(stage.b)
     for way in ("allocate", "fill"):
         counting = stage.on(stage.hosts.named(host))
         given: list[Any] = [stage.at / f"{way}-{host}"]
@@ -244,6 +244,7 @@ def _stopped_at_steps(stage: Stage, host: str) -> list[Path]:
         for step in range(0, count, 1 if stage.whole else 12):
             path = stage.at / f"{way}-{host}-{step}-of-{count}"
             process = stage.on(stage.hosts.named(host))
+            b.does(act.is_absent, path)
             if way == "fill":
                 process.does(act.allocate, path)
             process.pauses(act.at_a_change, step, getattr(act, way), path, *given[1:])
@@ -410,7 +411,7 @@ def main(results: str, size: str, *wanted: str) -> None:
             "cases": stage.cases,
             "wrong": stage.wrong,
         }
-        print(asked, json.dumps(result, indent=1), flush=True)
+        print(asked, json.dumps(result, indent=1), flush=True)  # noqa: T201 -- on the console
         played.append({"play": name, "mount": mount, "broken": broken} | result)
         (nfs_server.RESULTS / "played.json").write_text(json.dumps(played))
 

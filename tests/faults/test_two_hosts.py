@@ -1,0 +1,66 @@
+"""Two hosts at one job on NFS 4.1 and 4.2: `nfs_plays`, in a machine of their own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from campaign import Figures, sizes
+from nfs_hosts import MOUNTS
+from nfs_machine import PACKAGES, PROGRAMS, run_in_machine
+from nfs_plays import PLAYS
+from nfs_stage import BREAKS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.system(*PROGRAMS, packages=PACKAGES, root=True),
+    pytest.mark.timeout(600),
+]
+
+SHORT = (
+    *("absent@4.1", "absent@4.2", "overtaken@4.1", "overtaken@4.2", "overtaken_at_a_write@4.2"),
+    *("leased@4.1", "interleaved@4.2", "overwritten@4.2", "seen@4.1", "cleaned@4.2"),
+    *("odd_rows@4.2", "killed@4.1", "cut@4.2"),
+)
+WHOLE = tuple(f"{play}@{mount}" for play, mount in itertools.product(PLAYS, MOUNTS))
+
+# TO BE FILLED IN WHEN MERGING, with `nfs_stage.BREAKS`:
+#   "no question to the server": ("absent", "leased"),
+#   "writes that linger": ("overtaken", "cut"),
+#   "old pages": ("overtaken",),
+CAUGHT_BY: dict[str, tuple[str, ...]] = {}
+"""For each break the plays that must find something wrong."""
+
+
+def played(folder: Path, size: str, *wanted: str, seconds: float) -> list[dict[str, Any]]:
+    """Boot the machine and play; return what came out."""
+    printed = run_in_machine(folder, "nfs_plays.py", size, *wanted, seconds=seconds)
+    results: list[dict[str, Any]] = json.loads((folder / "played.json").read_text())
+    assert len(results) == len(wanted), printed
+    return results
+
+
+@pytest.mark.parametrize("size", sizes("short", "whole", hours=3))
+def test_nothing_is_lost(tmp_path: Path, figures: Figures, size: str) -> None:
+    """One host remembers what was, comes back, or dies: no job lacks what was told to be done."""
+    wanted, seconds = (SHORT, 570) if size == "short" else (WHOLE, 3 * 3600 - 60)
+    wrong = []
+    for result in played(tmp_path, size, *wanted, seconds=seconds):
+        play = f"{result['play']}@{result['mount']}"
+        wrong += [f"{play}: {what}" for what in result["wrong"]]
+        what = play.replace("_", " ").replace("@", ", ")
+        figures.add("two hosts on NFS", what, result["cases"])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_would_be_caught(tmp_path: Path) -> None:
+    """With flowmap broken on purpose in both hosts the plays find something wrong."""
+    assert set(CAUGHT_BY) == set(BREAKS)
+    wanted = [f"{play}@4.2@{broken}" for broken, plays in CAUGHT_BY.items() for play in plays]
+    results = played(tmp_path, "short", *wanted, seconds=570)
+    missed = [f"{each['broken']}: {each['play']}" for each in results if not each["wrong"]]
+    assert not missed
