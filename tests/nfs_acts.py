@@ -155,7 +155,7 @@ def clean(path: Path) -> list[str]:
 
 def shorten_leases() -> None:
     """Let leases hold for seconds in this process."""
-    flowmap.lease.REFRESH, flowmap.lease.TERM = 1.0, 6.0  # type: ignore[misc]
+    flowmap.lease.REFRESH, flowmap.lease.TERM = 1.0, 15.0  # type: ignore[misc]
 
 
 def set_clock(ahead: float) -> None:

@@ -172,6 +172,11 @@ def cut(stage: Stage) -> None:
             a.pauses(act.run, path, "of A")
         else:
             a.pauses(act.fill, path, 1)
+    b = stage.on(stage.b)
+    for path in jobs:
+        if path.name.startswith("leased"):
+            ended = b.tries(act.run, path, "of B")
+            stage.expect_ended(ended, "JobBusyError", of=f"{path.name}: B, before the cut")
     paths = _stopped_at_steps(stage, "c")
     stage.hosts.lose("c")
     stage.a.cut()
@@ -210,9 +215,6 @@ def _do_instead(stage: Stage, jobs: dict[Path, str], on_a: dict[Path, Process]) 
             a.go_on()
         elif path.name.startswith("late"):
             a.kill()
-        elif path.name.startswith("leased"):
-            ended = b.tries(act.run, path, "of B")
-            stage.expect_ended(ended, "JobBusyError", of=f"{path.name}: B, at once")
     for path, job in jobs.items():
         if path.name.startswith("leased"):
             ended = _in_the_end(b, "JobBusyError", act.run, path, "of B")
