@@ -140,6 +140,11 @@ def bounds(path: Path, **job: Any) -> list[int]:
     return [data + s.start * target.dtype.itemsize for s in target.segments[1:]]
 
 
+def states(path: Path) -> list[str]:
+    """Return what the ledger says of the segments."""
+    return [str(state) for state in flowmap.open_target(path).status()["state"]]
+
+
 def hold_ledger(path: Path, *, to_write: bool) -> None:
     """Pause with the ledger of a job open."""
     with flowmap.open_target(path).job.ledger(write=to_write):

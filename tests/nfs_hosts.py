@@ -190,13 +190,9 @@ class Host:
             )
         return said
 
-    def process(self, prepare: Callable[[], object]) -> Process:
-        """Begin a process.
-
-        Args:
-            prepare: What it calls first.
-        """
-        pid = self.tell(_spawn, prepare)
+    def process(self) -> Process:
+        """Begin a process."""
+        pid = self.tell(_spawn)
         return Process(self, pid, self._listener.accept())
 
     def kill_all(self) -> None:
@@ -234,12 +230,11 @@ def _ended(do: Callable[..., Any], *given: Any, **named: Any) -> Ended:
         return Ended(None, type(error).__name__, str(error), traceback.format_exc())
 
 
-def _be_process(prepare: Callable[[], object]) -> NoReturn:
+def _be_process() -> NoReturn:
     """Do what comes, one call after the other."""
     global _caller  # noqa: PLW0603 -- this process is nobody else's
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        prepare()
         _caller = Client(_CALLS)
         while True:
             do, given, named = _caller.recv()
@@ -287,10 +282,10 @@ def _join(name: str, number: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
-def _spawn(prepare: Callable[[], object]) -> int:
+def _spawn() -> int:
     child = os.fork()
     if child == 0:
-        _be_process(prepare)
+        _be_process()
     return child
 
 

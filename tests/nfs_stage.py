@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,7 +16,6 @@ import flowmap
 from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Listener
     from pathlib import Path
 
@@ -24,35 +24,30 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Do nothing."""
 
 
-def _everywhere(name: str, replacement: object) -> None:
-    """Replace what flowmap's modules know by a name.
+BREAKS: Final[dict[str, dict[str, object]]] = {
+    "no question to the server": {"look_afresh": _nothing, "ask_server": lambda _: time.time()},
+    "writes that linger": {"O_DSYNC": 0},
+    "pages that are remembered": {"drop_cached": _nothing},
+}
+"""How flowmap is broken on purpose, in every process of every host.
 
-    Raises:
-        LookupError: None knows it, so that nothing would be broken.
-    """
-    modules = [
-        module
-        for module in list(sys.modules.values())
-        if module.__name__.startswith("flowmap") and hasattr(module, name)
-    ]
-    if not modules:
-        raise LookupError(f"flowmap has no {name} to break")
-    for module in modules:
-        setattr(module, name, replacement)
-
-
-# TO BE FILLED IN WHEN MERGING: the names that the mended code has.
-#   "no question to the server": functools.partial(_everywhere, "ask_server", _nothing),
-#   "writes that linger": functools.partial(_everywhere, "sync_flags", lambda *_: 0),
-#   "old pages": functools.partial(_everywhere, "drop_pages", _nothing),
-BREAKS: Final[dict[str, Callable[[], None]]] = {}
-"""How flowmap is broken on purpose, in every process of every host."""
+What its modules, or `os`, know by a name, and what takes its place.
+"""
 
 
 def be_broken(name: str) -> None:
-    """Break flowmap in this process, or not where there is no name."""
-    if name:
-        BREAKS[name]()
+    """Break flowmap in this process.
+
+    Raises:
+        LookupError: It has nothing of that name: it would be as before.
+    """
+    modules = [os, *(module for key, module in sys.modules.items() if key[:8] == "flowmap.")]
+    for what, replacement in BREAKS[name].items():
+        knowing = [module for module in modules if hasattr(module, what)]
+        if not knowing:
+            raise LookupError(f"nothing has {what} to break")
+        for module in knowing:
+            setattr(module, what, replacement)
 
 
 class Hosts:
@@ -107,7 +102,7 @@ class Stage:
         self.own.mkdir()
         self.wrong: list[str] = []
         self.cases = 0
-        self._prepare = functools.partial(be_broken, broken)
+        self._broken = broken
         self._processes: list[Process] = []
 
     @property
@@ -126,8 +121,10 @@ class Stage:
 
     def on(self, host: Host) -> Process:
         """Begin a process, which ends with the play."""
-        process = host.process(self._prepare)
+        process = host.process()
         self._processes.append(process)
+        if self._broken:
+            process.does(be_broken, self._broken)
         return process
 
     def end(self) -> None:

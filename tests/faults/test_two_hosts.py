@@ -28,11 +28,11 @@ SHORT = (
 )
 WHOLE = tuple(f"{play}@{mount}" for play, mount in itertools.product(PLAYS, MOUNTS))
 
-# TO BE FILLED IN WHEN MERGING, with `nfs_stage.BREAKS`:
-#   "no question to the server": ("absent", "leased"),
-#   "writes that linger": ("overtaken", "cut"),
-#   "old pages": ("overtaken",),
-CAUGHT_BY: dict[str, tuple[str, ...]] = {}
+CAUGHT_BY = {
+    "no question to the server": ("absent", "leased"),
+    "writes that linger": ("overtaken", "cut"),
+    "pages that are remembered": ("overtaken",),
+}
 """For each break the plays that must find something wrong."""
 
 
