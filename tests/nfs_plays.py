@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import nfs_acts as act
 import nfs_server
 from nfs_acts import BLOCK_ROWS, ROWS, SEGMENT_ROWS, SEGMENTS
-from nfs_hosts import Ended, Process, listening
+from nfs_disasters import cut, killed
+from nfs_hosts import listening
 from nfs_stage import Hosts, Stage
 
 # Loaded before the hosts are forked, so that no process loads them again.
@@ -31,7 +32,6 @@ from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 def absent(stage: Stage) -> None:
@@ -129,6 +129,26 @@ def leased(stage: Stage) -> None:
         stage.expect_whole(name, job)
 
 
+def racing(stage: Stage) -> None:
+    """Two processes of each host allocate a job at once that one of B's has looked for."""
+    for number in range(50 if stage.whole else 2):
+        name = f"round-{number}"
+        hosts = (stage.a, stage.b) * 2
+        processes, path = [stage.on(host) for host in hosts], stage.at / name
+        processes[1].does(act.is_absent, path)
+        for process in processes:
+            process.begin(act.allocate, path)
+        ends = [process.ends() for process in processes]
+        jobs = {ended.value for ended in ends}
+        stage.expect(
+            None not in jobs and len(jobs) == 1, f"{name}: {', '.join(map(str, ends))}"
+        )
+        for process in processes[:2]:
+            process.does(act.fill, path)
+        stage.expect_none(processes[0].does(act.validate, path), name)
+        stage.expect_whole(name, next(iter(jobs)))
+
+
 def interleaved(stage: Stage) -> None:
     """A fills the even segments and B the odd ones, each a page, at the same time."""
     pages = ROWS // BLOCK_ROWS
@@ -143,135 +163,6 @@ def interleaved(stage: Stage) -> None:
         validating = (a, b)[number % 2]
         stage.expect_none(validating.does(act.validate, path), name)
         stage.expect_whole(name, job)
-
-
-def killed(stage: Stage) -> None:
-    """All processes of A are killed, each at another step; B does all of it."""
-    paths = _stopped_at_steps(stage, "a")
-    stage.a.kill_all()
-    _run_to_the_end(stage, paths)
-
-
-def cut(stage: Stage) -> None:
-    """A is cut off in the middle of its work; B does all of it; A comes back and goes on.
-
-    At the same time another host is cut off for good, at each step of its work. Of jobs that
-    are "late" A has written half a page: its client has the other half as it was, too, and
-    writes when the link is back, although the process is dead.
-    """
-    half, last = BLOCK_ROWS // 2, 2 * SEGMENT_ROWS - BLOCK_ROWS
-    jobs, on_a = {}, {}
-    for mount, (name, rows, pauses, fails) in itertools.product(
-        ("4.1", "4.2"),
-        (
-            ("claimed", BLOCK_ROWS, SEGMENT_ROWS + 2 * BLOCK_ROWS, ()),
-            ("fails", BLOCK_ROWS, last, (last,)),
-            ("late", half, SEGMENT_ROWS + half, ()),
-            ("in-flight", half, SEGMENT_ROWS + half, ()),
-            ("leased", half, SEGMENT_ROWS, ()),
-        ),
-    ):
-        path = stage.through(mount) / f"{name}-{mount}"
-        a = on_a[path] = stage.on(stage.a)
-        jobs[path] = a.does(act.allocate, path, block_rows=rows)
-        a.does(act.at, pauses=(pauses,), fails=fails)
-        if name == "leased":
-            a.does(act.shorten_leases)
-            a.pauses(act.run, path, "of A")
-        else:
-            a.pauses(act.fill, path, 1)
-    b = stage.on(stage.b)
-    for path in jobs:
-        if path.name.startswith("leased"):
-            ended = b.tries(act.run, path, "of B")
-            stage.expect_ended(ended, "JobBusyError", of=f"{path.name}: B, before the cut")
-    paths = _stopped_at_steps(stage, "c")
-    stage.hosts.lose("c")
-    stage.a.cut()
-    try:
-        _do_instead(stage, jobs, on_a)
-        _run_to_the_end(stage, paths)
-    finally:
-        stage.a.mend()
-    told = {
-        "fails": ("ClaimLostError", "FillerError"),
-        "leased": ("SegmentsFailedError", "JobBusyError"),
-    }
-    for path, a in on_a.items():
-        name = path.name.rpartition("-")[0]
-        if name == "late":
-            continue
-        if name != "in-flight":
-            a.go_on()
-        stage.expect_ended(a.ends(), *told.get(name, ("ClaimLostError",)), of=f"{path.name}: A")
-    for mount in ("4.1", "4.2"):
-        stage.on(stage.a).does(act.sync, stage.through(mount))
-    for path, job in jobs.items():
-        stage.expect_whole(path.name, job, of="after A is back")
-    nfs_server.forget()
-    for path in jobs:
-        problems = stage.on(stage.b).does(act.validate, path)
-        stage.expect_none(problems, f"{path.name}, on B in the end")
-
-
-def _do_instead(stage: Stage, jobs: dict[Path, str], on_a: dict[Path, Process]) -> None:
-    """Let B do what A is cut off from."""
-    b = stage.on(stage.b)
-    b.does(act.shorten_leases)
-    for path, a in on_a.items():
-        if path.name.startswith("in-flight"):
-            a.go_on()
-        elif path.name.startswith("late"):
-            a.kill()
-    for path, job in jobs.items():
-        if path.name.startswith("leased"):
-            ended = _in_the_end(b, "JobBusyError", act.run, path, "of B")
-        else:
-            ended = b.tries(act.fill, path)
-        stage.expect_ended(ended, of=f"{path.name}: B")
-        stage.expect_none(b.does(act.validate, path), f"{path.name}: on B")
-        stage.expect_whole(path.name, job, of="before A is back")
-
-
-def _in_the_end(process: Process, error: str, do: Callable[..., Any], *given: Any) -> Ended:
-    """Let a process do something again while it raises such an error, for a while."""
-    until = time.monotonic() + 90
-    while (ended := process.tries(do, *given)).error == error and time.monotonic() < until:
-        time.sleep(1)
-    return ended
-
-
-def _stopped_at_steps(stage: Stage, host: str) -> list[Path]:
-    """Stop processes of a host, each at another step of a job that B has looked for before."""
-    paths, b = [], stage.on(stage.b)
-    for way in ("allocate", "fill"):
-        counting = stage.on(stage.hosts.named(host))
-        given: list[Any] = [stage.at / f"{way}-{host}"]
-        if way == "fill":
-            counting.does(act.allocate, *given)
-            given.append(1)
-        count = counting.does(act.at_a_change, None, getattr(act, way), *given)
-        for step in range(0, count, 1 if stage.whole else 12):
-            path = stage.at / f"{way}-{host}-{step}-of-{count}"
-            process = stage.on(stage.hosts.named(host))
-            b.does(act.is_absent, path)
-            if way == "fill":
-                process.does(act.allocate, path)
-            process.pauses(act.at_a_change, step, getattr(act, way), path, *given[1:])
-            paths.append(path)
-    return paths
-
-
-def _run_to_the_end(stage: Stage, paths: list[Path]) -> None:
-    """Let B run jobs to the end of which somebody else died."""
-    b = stage.on(stage.b)
-    for path in paths:
-        ended = _in_the_end(b, "LockTimeoutError", act.allocate, path)
-        stage.expect_ended(ended, of=f"{path.name}: B allocates")
-        if not ended.error:
-            stage.expect_ended(b.tries(act.fill, path), of=f"{path.name}: B fills")
-            stage.expect_none(b.does(act.validate, path), f"{path.name}: on B")
-        stage.expect_whole(path.name)
 
 
 def overwritten(stage: Stage) -> None:
@@ -389,7 +280,7 @@ def _aligns(text: str) -> list[str]:
 PLAYS: Final[dict[str, Callable[[Stage], None]]] = {
     play.__name__: play
     for play in (
-        *(absent, overtaken, overtaken_at_a_write, leased, interleaved, killed, cut),
+        *(absent, racing, overtaken, overtaken_at_a_write, leased, interleaved, killed, cut),
         *(overwritten, seen, cleaned, odd_rows),
     )
 }

@@ -24,9 +24,19 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Do nothing."""
 
 
+_open = os.open
+
+
+def _open_to_linger(path: Any, flags: int, *given: Any, **named: Any) -> int:
+    """Open a file, the target for writes that linger."""
+    to_ledger = str(path).endswith("ledger.npy")
+    return _open(path, flags if to_ledger else flags & ~os.O_DSYNC, *given, **named)
+
+
 BREAKS: Final[dict[str, dict[str, object]]] = {
     "no question to the server": {"look_afresh": _nothing, "ask_server": lambda _: time.time()},
     "writes that linger": {"O_DSYNC": 0},
+    "rows that linger": {"open": _open_to_linger},
     "pages that are remembered": {"drop_cached": _nothing},
 }
 """How flowmap is broken on purpose, in every process of every host.
