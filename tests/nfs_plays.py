@@ -104,6 +104,7 @@ def overtaken_at_a_write(stage: Stage) -> None:
             stage.expect_none(b.does(act.validate, path), f"{path.name}, {what}: on B")
             a.go_on()
             stage.expect_ended(a.ends(), "ClaimLostError", of=f"{path.name}, {what}: A")
+            a.kill()
             if not claimed:
                 b.does(do, path)
                 stage.expect_none(b.does(act.validate, path), f"{path.name}, {what}: again")
@@ -131,10 +132,10 @@ def leased(stage: Stage) -> None:
 
 def racing(stage: Stage) -> None:
     """Two processes of each host allocate a job at once that one of B's has looked for."""
-    for number in range(50 if stage.whole else 2):
+    processes = [stage.on(host) for host in (stage.a, stage.b) * 2]
+    for number in range(40 if stage.whole else 2):
         name = f"round-{number}"
-        hosts = (stage.a, stage.b) * 2
-        processes, path = [stage.on(host) for host in hosts], stage.at / name
+        path = stage.at / name
         processes[1].does(act.is_absent, path)
         for process in processes:
             process.begin(act.allocate, path)
@@ -152,9 +153,10 @@ def racing(stage: Stage) -> None:
 def interleaved(stage: Stage) -> None:
     """A fills the even segments and B the odd ones, each a page, at the same time."""
     pages = ROWS // BLOCK_ROWS
+    a, b = stage.on(stage.a), stage.on(stage.b)
     for number in range(100 if stage.whole else 1):
         name = f"round-{number}"
-        a, b, path = stage.on(stage.a), stage.on(stage.b), stage.at / name
+        path = stage.at / name
         job = a.does(act.allocate, path, segments=(BLOCK_ROWS,) * pages, block_rows=100)
         a.begin(act.fill, path, *range(0, pages, 2))
         b.begin(act.fill, path, *range(1, pages, 2))
