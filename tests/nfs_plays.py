@@ -94,7 +94,7 @@ def overtaken_at_a_write(stage: Stage) -> None:
         counting = stage.on(stage.a)
         counting.does(act.allocate, stage.at / name, **job)
         count = counting.does(act.at_a_write, None, do, stage.at / name)
-        for step in range(1, count, 1 if stage.whole else 7):
+        for step in range(1, count) if stage.whole else range(2, count, 7):
             a, path = stage.on(stage.a), stage.at / f"{name}-{step}"
             made = b.does(act.allocate, path, **job)
             a.pauses(act.at_a_write, step, do, path)
