@@ -140,9 +140,9 @@ def bounds(path: Path, **job: Any) -> list[int]:
     return [data + s.start * target.dtype.itemsize for s in target.segments[1:]]
 
 
-def states(path: Path) -> list[str]:
-    """Return what the ledger says of the segments."""
-    return [str(state) for state in flowmap.open_target(path).status()["state"]]
+def attempts(path: Path) -> int:
+    """Return how many attempts there were at the first segment."""
+    return int(flowmap.open_target(path).status()["attempt"][0])
 
 
 def hold_ledger(path: Path, *, to_write: bool) -> None:

@@ -84,11 +84,13 @@ def overtaken(stage: Stage) -> None:
 def overtaken_at_a_write(stage: Stage) -> None:
     """A is stopped before a write, of any, while B claims and finishes the segment.
 
-    Before it has claimed the segment itself, A may cost B's record, and the seal: then the job
-    is run again.
+    Some segments have failed once before, since an attempt then does more. Before A has claimed
+    the segment itself, it may cost B's record, and the seal: then the job is run again.
     """
-    b = stage.on(stage.b)
-    for way, durability in itertools.product(("fill", "write", "store"), ("segment", "end")):
+    b, failing = stage.on(stage.b), stage.on(stage.b)
+    failing.does(act.at, fails=(0,))
+    ways = itertools.product(("fill", "write", "store"), (("segment", 0), ("end", 1)))
+    for way, (durability, failed) in ways:
         do, name = getattr(act, way), f"{way}-{durability}"
         job = {"shape": SEGMENT_ROWS, "segments": 1, "durability": durability}
         counting = stage.on(stage.a)
@@ -97,8 +99,11 @@ def overtaken_at_a_write(stage: Stage) -> None:
         for step in range(1, count) if stage.whole else range(2, count, 7):
             a, path = stage.on(stage.a), stage.at / f"{name}-{step}"
             made = b.does(act.allocate, path, **job)
+            if failed:
+                ended = failing.tries(act.fill, path)
+                stage.expect_ended(ended, "FillerError", of=f"{path.name}: the first attempt")
             a.pauses(act.at_a_write, step, do, path)
-            claimed = "pending" not in b.does(act.states, path)
+            claimed = b.does(act.attempts, path) > failed
             b.does(do, path)
             what = f"before write {step} of {count}"
             stage.expect_none(b.does(act.validate, path), f"{path.name}, {what}: on B")

@@ -24,7 +24,7 @@ pytestmark = [
 SHORT = (
     *("absent@4.1", "absent@4.2", "racing@4.2", "overtaken@4.1", "overtaken@4.2"),
     *(
-        "overtaken_at_a_write@4.2",
+        "overtaken_at_a_write@4.1",
         "leased@4.1",
         "interleaved@4.2",
         "overwritten@4.2",
