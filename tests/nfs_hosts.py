@@ -53,12 +53,14 @@ class Ended:
     Attributes:
         value: What it returned.
         error: The name of the class of error that it raised, or "".
+        kinds: The names of all that it is a kind of.
         text: The error's message.
         trace: Its traceback.
     """
 
     value: Any = None
     error: str = ""
+    kinds: tuple[str, ...] = ()
     text: str = ""
     trace: str = ""
 
@@ -227,7 +229,8 @@ def _ended(do: Callable[..., Any], *given: Any, **named: Any) -> Ended:
     try:
         return Ended(do(*given, **named))
     except BaseException as error:  # noqa: BLE001 -- who told it looks at it
-        return Ended(None, type(error).__name__, str(error), traceback.format_exc())
+        kinds = tuple(kind.__name__ for kind in type(error).__mro__)
+        return Ended(None, kinds[0], kinds, str(error), traceback.format_exc())
 
 
 def _be_process() -> NoReturn:

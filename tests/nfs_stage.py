@@ -153,7 +153,7 @@ class Stage:
 
     def expect_ended(self, ended: Ended, *errors: str, of: str) -> None:
         """Expect a call to have raised one of these errors, or none where there are none."""
-        right = ended.error in errors if errors else not ended.error
+        right = not ended.error if not errors else not set(errors).isdisjoint(ended.kinds)
         self.expect(right, f"{of}: {ended}, instead of {' or '.join(errors) or 'no error'}")
 
     def expect_whole(self, name: str, job: str | None = None, *, of: str = "") -> None:
