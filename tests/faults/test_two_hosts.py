@@ -60,7 +60,7 @@ def test_nothing_is_lost(tmp_path: Path, figures: Figures, size: str) -> None:
     for result in played(tmp_path, size, *wanted, seconds=seconds):
         play = f"{result['play'].replace('_', ' ')}, {result['mount']}"
         wrong += [f"{play}: {what}" for what in result["wrong"]]
-        figures.add("two hosts on NFS", play, result["cases"])
+        figures.add("two hosts", play, result["cases"])
     assert not wrong, "\n".join(wrong)
 
 
