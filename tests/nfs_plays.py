@@ -19,7 +19,7 @@ import nfs_server
 from nfs_acts import BLOCK_ROWS, ROWS, SEGMENT_ROWS, SEGMENTS
 from nfs_disasters import cut, killed
 from nfs_hosts import listening
-from nfs_stage import Hosts, Stage
+from nfs_stage import BREAKS, Hosts, Stage, knowing
 
 # Loaded before the hosts are forked, so that no process loads them again.
 import flowmap.alloc
@@ -274,14 +274,10 @@ def _advised(text: str, row_bytes: int) -> Iterator[dict[str, Any]]:
         yield {"segments": eval(found, {"__builtins__": {}})}
     for found in re.findall(r"count up to (\d+)", text):
         yield {"segments": int(found)}
-        yield from ({"segments": int(found), "align": int(n)} for n in _aligns(text))
-    if "pad the dtype" in text:  # so that rows divide a page, or pages divide a row
-        padded = 1 << (row_bytes - 1).bit_length()
-        yield {"dtype": _rows_of(padded)}
-
-
-def _aligns(text: str) -> list[str]:
-    return re.findall(r"align=(\d+)", text)
+        for align in re.findall(r"align=(\d+)", text):
+            yield {"segments": int(found), "align": int(align)}
+    if "pad the dtype" in text:
+        yield {"dtype": _rows_of(1 << (row_bytes - 1).bit_length())}
 
 
 PLAYS: Final[dict[str, Callable[[Stage], None]]] = {
@@ -301,6 +297,8 @@ def main(results: str, size: str, *wanted: str) -> None:
         size: "short" or "whole".
         wanted: "play@mount" or "play@mount@break", in this order.
     """
+    for what in itertools.chain(*BREAKS.values()):
+        knowing(what)
     nfs_server.prepare_machine(results)
     nfs_server.serve("/dev/ubda")
     hosts = Hosts(listening())

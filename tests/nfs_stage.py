@@ -18,6 +18,7 @@ from flowmap.sidecar import Sidecar
 if TYPE_CHECKING:
     from multiprocessing.connection import Listener
     from pathlib import Path
+    from types import ModuleType
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -46,18 +47,23 @@ What its modules, or `os`, know by a name, and what takes its place.
 
 
 def be_broken(name: str) -> None:
-    """Break flowmap in this process.
+    """Break flowmap in this process."""
+    for what, replacement in BREAKS[name].items():
+        for module in knowing(what):
+            setattr(module, what, replacement)
+
+
+def knowing(what: str) -> list[ModuleType]:
+    """Return the modules that a name can be broken in.
 
     Raises:
-        LookupError: It has nothing of that name: it would be as before.
+        LookupError: There are none, so that nothing would be broken.
     """
     modules = [os, *(module for key, module in sys.modules.items() if key[:8] == "flowmap.")]
-    for what, replacement in BREAKS[name].items():
-        knowing = [module for module in modules if hasattr(module, what)]
-        if not knowing:
-            raise LookupError(f"nothing has {what} to break")
-        for module in knowing:
-            setattr(module, what, replacement)
+    found = [module for module in modules if hasattr(module, what)]
+    if not found:
+        raise LookupError(f"nothing has {what} to break")
+    return found
 
 
 class Hosts:
