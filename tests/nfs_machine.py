@@ -73,6 +73,7 @@ def run_in_machine(folder: Path, script: str, *arguments: str, seconds: float) -
             *("linux.uml", f"mem={_MEMORY}M", f"ubd0={disk}", f"uml_dir={memory}"),
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={first}"),
             *("devtmpfs.mount=0", "con=null", "con0=null,fd:1", "loglevel=3"),
+            *("panic=-1", "noreboot"),  # it ends at once when its first process does
         ]
         with subprocess.Popen(
             machine,

@@ -32,6 +32,7 @@ from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 def absent(stage: Stage) -> None:
@@ -84,24 +85,28 @@ def overtaken(stage: Stage) -> None:
 def overtaken_at_a_write(stage: Stage) -> None:
     """A is stopped before a write, of any, while B claims and finishes the segment.
 
-    Some segments have failed once before, since an attempt then does more. Before A has claimed
-    the segment itself, it may cost B's record, and the seal: then the job is run again.
+    Half of the segments have failed once before, since an attempt then does more. Before A has
+    claimed the segment itself, it may cost B's record, and the seal: then the job is run again.
     """
     b, failing = stage.on(stage.b), stage.on(stage.b)
     failing.does(act.at, fails=(0,))
-    ways = itertools.product(("fill", "write", "store"), (("segment", 0), ("end", 1)))
-    for way, (durability, failed) in ways:
-        do, name = getattr(act, way), f"{way}-{durability}"
-        job = {"shape": SEGMENT_ROWS, "segments": 1, "durability": durability}
-        counting = stage.on(stage.a)
-        counting.does(act.allocate, stage.at / name, **job)
-        count = counting.does(act.at_a_write, None, do, stage.at / name)
-        for step in range(1, count) if stage.whole else range(2, count, 7):
-            a, path = stage.on(stage.a), stage.at / f"{name}-{step}"
-            made = b.does(act.allocate, path, **job)
+    for way, durability in itertools.product(("fill", "write", "store"), ("segment", "end")):
+        do, failed = getattr(act, way), int(durability == "end")
+
+        def made(path: Path, durability: str = durability, failed: int = failed) -> str:
+            job = b.does(
+                act.allocate, path, shape=SEGMENT_ROWS, segments=1, durability=durability
+            )
             if failed:
-                ended = failing.tries(act.fill, path)
-                stage.expect_ended(ended, "FillerError", of=f"{path.name}: the first attempt")
+                stage.expect_ended(failing.tries(act.fill, path), "FillerError", of=path.name)
+            return str(job)
+
+        path = stage.at / f"{way}-{durability}"
+        made(path)
+        count = stage.on(stage.a).does(act.at_a_write, None, do, path)
+        for step in range(count) if stage.whole else range(2, count, 7):
+            a, path = stage.on(stage.a), stage.at / f"{way}-{durability}-{step}"
+            job = made(path)
             a.pauses(act.at_a_write, step, do, path)
             claimed = b.does(act.attempts, path) > failed
             b.does(do, path)
@@ -113,7 +118,7 @@ def overtaken_at_a_write(stage: Stage) -> None:
             if not claimed:
                 b.does(do, path)
                 stage.expect_none(b.does(act.validate, path), f"{path.name}, {what}: again")
-            stage.expect_whole(path.name, made, of=what)
+            stage.expect_whole(path.name, job, of=what)
 
 
 def leased(stage: Stage) -> None:
@@ -300,9 +305,9 @@ def main(results: str, size: str, *wanted: str) -> None:
         size: "short" or "whole".
         wanted: "play@mount" or "play@mount@break", in this order.
     """
+    nfs_server.prepare_machine(results)
     for what in itertools.chain(*BREAKS.values()):
         knowing(what)
-    nfs_server.prepare_machine(results)
     nfs_server.serve("/dev/ubda")
     hosts = Hosts(listening())
     played = list[dict[str, Any]]()
