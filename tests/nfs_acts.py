@@ -140,9 +140,10 @@ def bounds(path: Path, **job: Any) -> list[int]:
     return [data + s.start * target.dtype.itemsize for s in target.segments[1:]]
 
 
-def attempts(path: Path) -> int:
-    """Return how many attempts there were at the first segment."""
-    return int(flowmap.open_target(path).status()["attempt"][0])
+def standing(path: Path) -> tuple[int, str]:
+    """Return how many attempts there were at the first segment, and its state."""
+    record = flowmap.open_target(path).status()[0]
+    return int(record["attempt"]), str(record["state"])
 
 
 def hold_ledger(path: Path, *, to_write: bool) -> None:
