@@ -22,7 +22,7 @@ from flowmap.errors import (
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.sidecar import FORMAT, Sidecar
+from flowmap.sidecar import FORMAT, Sidecar, check_owner_of_records
 from flowmap.storage import (
     STALE_LOOKS,
     NotRegularError,
@@ -349,6 +349,7 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
                     'Restore it from a copy, or begin anew with exist="overwrite".',
                     path=str(path),
                 )
+        check_owner_of_records(path, descriptor)
         yield job, descriptor
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
+from flowmap.errors import (
+    ForeignFileError,
+    InvalidArgumentError,
+    WrongTypeError,
+    short,
+    storage_error,
+    told,
+)
+from flowmap.machine import user_name
 from flowmap.root import check_within
 from flowmap.storage import look_afresh
 
@@ -138,6 +146,33 @@ def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = 
     place = absolute(path, name, suffix)
     check_outside_records(place, name)
     return place
+
+
+def check_owner_of_records(path: Path, target: int) -> None:
+    """Refuse records that another user has put beside a file.
+
+    In a folder such as /tmp anybody can make the folder of the records beside a file of yours,
+    and say in it what is done. Beside their own file they may: that is a job of theirs.
+
+    Args:
+        path: The absolute path of the file.
+        target: A descriptor of the file.
+
+    Raises:
+        ForeignFileError: The owner of the records is not that of the file, nor root, nor the
+            user who runs this process.
+        StorageError: One of them cannot be looked at.
+    """
+    folder = Sidecar.of(path).folder
+    with told("cannot tell whose records they are", folder):
+        owner, owner_of_file = folder.lstat().st_uid, os.fstat(target).st_uid
+    if owner not in (0, os.geteuid(), owner_of_file):
+        raise ForeignFileError(
+            f"{folder}, with the records of {path}, belongs to {user_name(owner)}, but the "
+            f"file to {user_name(owner_of_file)}. If you trust these records, give both to one "
+            "user (chown -R); otherwise remove the folder.",
+            path=str(path),
+        )
 
 
 def check_outside_records(place: Path, name: str) -> None:

@@ -104,6 +104,34 @@ def test_a_job_of_somebody_else_is_filled(shared: Path) -> None:
 
 
 @needs_users
+@pytest.mark.parametrize("use", ["allocate", "open", "status"])
+def test_records_that_somebody_put_beside_a_file(shared: Path, use: str) -> None:
+    """Records of another user say nothing of a file that is not theirs."""
+
+    def planted() -> str:
+        allocate(shared)
+        return "planted"
+
+    def used() -> str:
+        if use == "allocate":
+            return str(allocate(shared))
+        target = flowmap.open_target(shared)
+        return str(target.status())
+
+    assert as_user(OTHER, planted, mask=0) == "planted"
+    mine = shared.with_name("mine")
+    shutil.copy(shared, mine)
+    os.chown(mine, OWNER, OWNER)
+    mine.rename(shared)
+    before = snapshot(shared)
+    told = as_user(OWNER, used)
+    assert told.startswith(f"ForeignFileError: {shared}.flowmap, with the records of")
+    assert f"belongs to user number {OTHER}, but the file to user number {OWNER}" in told
+    assert snapshot(shared) == before
+    assert as_user(OTHER, used) != ""  # whose records they are
+
+
+@needs_users
 def test_allocated_by_two_users_at_once(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sees the folder of a colleague's job before its target waits, and attaches to it."""
     assert as_user(OTHER, allocated(shared), mask=0) == "2"
