@@ -27,7 +27,9 @@ class MappedAttempt(Attempt):
         reserved first. What an earlier attempt left is read from the disk: after a failed
         write-back the page cache may hold what the disk does not. Its pages are taken, too,
         since a copy may share its space with another file. So are all where the file system
-        cannot reserve, or (XFS) wants as much again for what is reserved already.
+        cannot reserve, or (XFS) wants as much again for what is reserved already. On a network
+        file system none is taken: a store finds no full disk there, the sync does, and a page
+        that was taken would be written over what another host wrote meanwhile.
 
         Returns:
             The segment's rows, in the order and dtype of the target. To flush them is left to
@@ -45,7 +47,7 @@ class MappedAttempt(Attempt):
         with self._told("cannot map the segment"):
             mapped = window.map(self._target, "r+", self.job.path)
         self._mapped = mapped
-        if self.before.attempt or not reserved:
+        if (self.before.attempt or not reserved) and not self._ledger.on_network:
             self._take_pages()
         # Another attempt that claimed on the same knowledge, and was slow to write its claim,
         # has put it in the place of this one's first record: it must find a second.
