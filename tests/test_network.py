@@ -156,7 +156,7 @@ def test_no_page_of_a_mapping_is_taken(tmp_path: Path, monkeypatch: pytest.Monke
     """A page that was changed nowhere would be written over what another host wrote."""
     target = flowmap.allocate(tmp_path / "a.npy", 1024, "<f8", segments=2)
     taken = list[object]()
-    monkeypatch.setattr("flowmap.mapped.take_pages", lambda mapping: taken.append(mapping))
+    monkeypatch.setattr("flowmap.mapped.take_pages", taken.append)
     for replace in (False, True):  # the second time there was an attempt before
         with flowmap.open_segment(target.segments[1], replace=replace) as out:
             out[:] = 1
