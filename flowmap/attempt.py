@@ -34,19 +34,10 @@ from flowmap.errors import (
 )
 from flowmap.failures import record_failure
 from flowmap.job import refuse_replaced
+from flowmap.kernel import drop_cached, start_writeback
 from flowmap.records import FINISHED, REASON_BYTES
 from flowmap.sidecar import Sidecar
-from flowmap.storage import (
-    CHUNK,
-    PAGE,
-    drop_cached,
-    look_afresh,
-    opened,
-    read_into,
-    start_writeback,
-    sync_data,
-    write_all,
-)
+from flowmap.storage import CHUNK, PAGE, look_afresh, opened, read_into, sync_data, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

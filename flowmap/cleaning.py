@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import xxhash
 
+from flowmap.documents import read_json
 from flowmap.errors import (
     ForeignFileError,
     NotFoundError,
@@ -32,18 +33,12 @@ from flowmap.errors import (
 )
 from flowmap.exporting import export, read_export
 from flowmap.job import Job
+from flowmap.kernel import job_mark, mark_job
 from flowmap.lease import unleased
 from flowmap.locks import header_lock
 from flowmap.sealing import proven
 from flowmap.sidecar import Sidecar, absolute
-from flowmap.storage import (
-    NotRegularError,
-    job_mark,
-    mark_job,
-    opened,
-    read_json,
-    sync_folder,
-)
+from flowmap.storage import NotRegularError, opened, sync_folder
 from flowmap.target import open_target
 
 if TYPE_CHECKING:

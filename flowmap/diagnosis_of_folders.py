@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING, Final
 from flowmap import human
 from flowmap.errors import FlowmapError
 from flowmap.findings import Finding, guarded, refused
+from flowmap.kernel import job_mark, mark_job, reserve_range
 from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system
-from flowmap.storage import (
-    PAGE,
-    created,
-    job_mark,
-    link,
-    mark_job,
-    opened,
-    reserve_range,
-    write_all,
-)
+from flowmap.storage import PAGE, created, link, opened, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,9 +20,7 @@ from flowmap.lease import holder
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
 from flowmap.records import FINISHED
 from flowmap.sidecar import absolute
-from flowmap.storage import (
-    PAGE,
-)
+from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 
 if TYPE_CHECKING:

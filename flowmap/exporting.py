@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from flowmap._version import __version__
+from flowmap.documents import read_json, staged_json
 from flowmap.errors import ForeignFileError, InvalidArgumentError, storage_error
 from flowmap.job import refuse_replaced
 from flowmap.records import rows_kept
 from flowmap.sealing import digest_if_done, seal_of, state_of
 from flowmap.sidecar import Sidecar, absolute, output_path
-from flowmap.storage import NotRegularError, put_in_place, read_json, staged_json
+from flowmap.storage import NotRegularError, put_in_place
 from flowmap.target import open_target
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import cut, printable, said
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
     from flowmap.job import Job

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import flag, seconds, whole
+from flowmap.documents import STALE_LOOKS, json_text, parsed_json, publish_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -19,20 +20,12 @@ from flowmap.errors import (
     storage_error,
     told,
 )
+from flowmap.kernel import job_mark
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
 from flowmap.sidecar import FORMAT, Sidecar, check_owner_of_records
-from flowmap.storage import (
-    STALE_LOOKS,
-    NotRegularError,
-    job_mark,
-    json_text,
-    opened,
-    parsed_json,
-    publish_json,
-    read_json,
-)
+from flowmap.storage import NotRegularError, opened
 from flowmap.texts import ParsedTexts
 from flowmap.windows import Window
 from flowmap.work import describe

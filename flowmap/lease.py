@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import FlowmapError, JobBusyError, told
 from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
@@ -18,14 +19,7 @@ from flowmap.machine import is_alive, machine_id, process_started
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.stopping import refuse_if_asked
-from flowmap.storage import (
-    NotRegularError,
-    file_system_time,
-    publish_json,
-    read_json,
-    sync_folder,
-    unlink,
-)
+from flowmap.storage import NotRegularError, file_system_time, sync_folder, unlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from flowmap.errors import DamagedJobError, OtherJobError, storage_error, told
+from flowmap.kernel import drop_cached, reserve
 from flowmap.machine import is_on_network
 from flowmap.npy import Layout
 from flowmap.records import (
@@ -33,10 +34,8 @@ from flowmap.storage import (
     NotRegularError,
     buffer_of,
     created,
-    drop_cached,
     open_existing,
     read_into,
-    reserve,
     sync_data,
     write_all,
 )

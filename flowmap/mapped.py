@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from flowmap.attempt import Attempt
-from flowmap.storage import read_into, reserve_range, start_writeback, take_pages
+from flowmap.kernel import reserve_range, start_writeback, take_pages
+from flowmap.storage import read_into
 from flowmap.windows import Window
 
 

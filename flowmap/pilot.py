@@ -31,15 +31,11 @@ from flowmap.errors import (
     told,
 )
 from flowmap.estimates import Measured, Pending, Pilot, Room
+from flowmap.kernel import start_writeback
 from flowmap.machine import available_cpus
 from flowmap.segments import Block
 from flowmap.sidecar import Sidecar
-from flowmap.storage import (
-    CHUNK,
-    start_writeback,
-    sync_data,
-    write_all,
-)
+from flowmap.storage import CHUNK, sync_data, write_all
 from flowmap.workers import Processes
 from flowmap.write import compute
 

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap import storage
+from flowmap.documents import publish_json, staged_json
 from flowmap.errors import (
     ForeignFileError,
     NotFoundError,
@@ -19,22 +20,11 @@ from flowmap.errors import (
     TargetExistsError,
     storage_error,
 )
+from flowmap.kernel import mark_job, reserve
 from flowmap.ledger import create_ledger
 from flowmap.machine import user_name
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import (
-    PAGE,
-    created,
-    link,
-    mark_job,
-    publish_json,
-    rename,
-    reserve,
-    staged_json,
-    sync_folder,
-    unlink,
-    write_all,
-)
+from flowmap.storage import PAGE, created, link, rename, sync_folder, unlink, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from flowmap.documents import parsed_json, read_text
 from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut
 from flowmap.job import replaced
 from flowmap.origin import differs, found_elsewhere, look_in_working_directory
 from flowmap.sidecar import Sidecar
-from flowmap.storage import opened, parsed_json, read_text
+from flowmap.storage import opened
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:

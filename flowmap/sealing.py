@@ -15,18 +15,12 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import NotValidatedError, storage_error, told
 from flowmap.machine import umask
 from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar
-from flowmap.storage import (
-    NotRegularError,
-    opened,
-    publish_json,
-    read_json,
-    sync_folder,
-    unlink,
-)
+from flowmap.storage import NotRegularError, opened, sync_folder, unlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable

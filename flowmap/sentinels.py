@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     ClaimLostError,
     ForeignFileError,
@@ -19,7 +20,7 @@ from flowmap.errors import (
 )
 from flowmap.records import FINISHED
 from flowmap.sidecar import absolute, output_path
-from flowmap.storage import NotRegularError, publish_json, read_json
+from flowmap.storage import NotRegularError
 
 if TYPE_CHECKING:
     import os

@@ -20,11 +20,12 @@ from flowmap.errors import (
     told,
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
+from flowmap.kernel import drop_cached
 from flowmap.machine import is_on_network
 from flowmap.masking import with_mask
 from flowmap.records import count_states, status_of
 from flowmap.sidecar import absolute
-from flowmap.storage import drop_cached, read_into
+from flowmap.storage import read_into
 
 if TYPE_CHECKING:
     import os

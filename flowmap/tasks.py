@@ -26,9 +26,7 @@ from flowmap.errors import (
 )
 from flowmap.machine import available_cpus
 from flowmap.segments import Segment
-from flowmap.storage import (
-    PAGE,
-)
+from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.validation import validate
 from flowmap.write import fill_work, write_segment

@@ -26,19 +26,14 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.job import Job, refuse_replaced
+from flowmap.kernel import drop_cached
 from flowmap.machine import available_cpus, is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.segments import Block, Segment
 from flowmap.sidecar import Sidecar
 from flowmap.stopping import refuse_if_asked
-from flowmap.storage import (
-    CHUNK,
-    drop_cached,
-    open_existing,
-    read_into,
-    sync_data,
-)
+from flowmap.storage import CHUNK, open_existing, read_into, sync_data
 from flowmap.target import job_of
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import numpy as np
 
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, short
-from flowmap.storage import EndedError, read_into, write_back
+from flowmap.kernel import write_back
+from flowmap.storage import EndedError, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

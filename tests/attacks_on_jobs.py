@@ -19,13 +19,14 @@ from attacks import Attack, Headers, Refusable, ensure, watched
 
 import flowmap
 from flowmap import lease, sealing
+from flowmap.documents import _checksum
 from flowmap.errors import DamagedJobError, FlowmapError, JobBusyError, StorageError
 from flowmap.ledger import _header
 from flowmap.npy import Layout, header_digest
 from flowmap.records import FINISHED, SLOT, SegmentRecord
 from flowmap.segments import Plan
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE, _checksum
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     import random

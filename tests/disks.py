@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pytest
 from mounts import mounted
 
+import flowmap.kernel
 import flowmap.storage
 import flowmap.windows
-from flowmap.storage import PAGE, write_back
+from flowmap.kernel import write_back
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -227,7 +229,8 @@ class Power:
         # A hint promises nothing: here it does nothing.
         waits = counted["sync_file_range"]
         counted["sync_file_range"] = lambda *given: given[-1] != _HINT and waits(*given)
-        self._patch.setattr(flowmap.storage, "_LIBC", SimpleNamespace(**counted))
+        for module in (flowmap.kernel, flowmap.storage):
+            self._patch.setattr(module, "_LIBC", SimpleNamespace(**counted))
         sync = self._counted(flowmap.windows._Mapping.sync)
         self._patch.setattr(flowmap.windows._Mapping, "sync", sync)
         return self

@@ -53,7 +53,17 @@ _FOUND: Final = 3  # the status of a process that has found a fault
 _PLAIN: Final = {"seed": 1, "seconds": 10, "bug": None, "case": None}
 _MODULES: Final = (
     *("npy", "dtypes", "windows", "mapping", "loading", "job", "ledger", "records", "lease"),
-    *("sealing", "target", "segments", "arguments", "storage", "alloc", "work", "flow"),
+    *(
+        "sealing",
+        "target",
+        "segments",
+        "arguments",
+        "storage",
+        "documents",
+        "alloc",
+        "work",
+        "flow",
+    ),
     *("values", "sequences"),
 )
 """Those whose lines are counted."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from flowmap.storage import _LIBC, PAGE
+from flowmap.kernel import _LIBC
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ from nfs_hosts import pause
 
 import flowmap
 import flowmap.lease
+from flowmap.kernel import _LIBC
 from flowmap.sidecar import Sidecar
-from flowmap.storage import _LIBC, PAGE
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import flowmap.alloc
+import flowmap.documents
 import flowmap.lease
 import flowmap.ledger
 import flowmap.mapping
@@ -138,7 +139,7 @@ BUGS: Final = {
     "deep documents": Bug(
         "documents",
         "RecursionError",
-        lambda: setattr(flowmap.storage, "RecursionError", LookupError),
+        lambda: setattr(flowmap.documents, "RecursionError", LookupError),
     ),
     "any lease": Bug("documents", "Error", lambda: setattr(flowmap.lease, "_FIELDS", {})),
     "any permissions": Bug(

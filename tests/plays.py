@@ -14,9 +14,9 @@ import xxhash
 from support import damage, rows, states
 
 import flowmap
+from flowmap.documents import read_json
 from flowmap.errors import DamagedJobError, FillerError, FlowmapError, ForeignFileError
 from flowmap.sidecar import Sidecar
-from flowmap.storage import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, MutableMapping

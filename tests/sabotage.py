@@ -15,6 +15,7 @@ import numpy as np
 import flowmap.alloc
 import flowmap.attempt
 import flowmap.claims
+import flowmap.documents
 import flowmap.job
 import flowmap.lease
 import flowmap.ledger
@@ -148,8 +149,8 @@ def _no_checksum_of_documents(patch: Patch) -> None:
         def __eq__(self, other: object) -> bool:
             return True
 
-    real = flowmap.storage._checksum
-    patch(flowmap.storage, "_checksum", lambda document: AnyText(real(document)))
+    real = flowmap.documents._checksum
+    patch(flowmap.documents, "_checksum", lambda document: AnyText(real(document)))
 
 
 def _no_look_at_values_of_a_job(patch: Patch) -> None:
@@ -265,7 +266,7 @@ def _half_writes(patch: Patch) -> None:
     def once(*arguments: Any) -> None:
         os.pwrite(*arguments)
 
-    for module in (flowmap.attempt, flowmap.ledger, flowmap.publication, flowmap.storage):
+    for module in (flowmap.attempt, flowmap.ledger, flowmap.publication, flowmap.documents):
         patch(module, "write_all", once)
 
 

@@ -27,11 +27,11 @@ from numpy.lib import format as npy_format
 
 import flowmap
 from flowmap import stopping
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import short
 from flowmap.npy import Layout
 from flowmap.records import FINISHED
 from flowmap.sidecar import Sidecar
-from flowmap.storage import publish_json, read_json
 from flowmap.work import Work
 
 if TYPE_CHECKING:

@@ -23,6 +23,8 @@ from support import named
 
 import flowmap
 import flowmap.alloc
+import flowmap.documents
+import flowmap.kernel
 from flowmap.errors import (
     AccessDeniedError,
     DamagedJobError,
@@ -154,7 +156,7 @@ class TestFresh:
     ) -> None:
         """A signal during the reservation does not fail it."""
         interrupted = [errno.EINTR, errno.EINTR]
-        reserve = flowmap.storage._LIBC.fallocate
+        reserve = flowmap.kernel._LIBC.fallocate
 
         def fallocate(*arguments: Any) -> int:
             if interrupted:
@@ -162,7 +164,7 @@ class TestFresh:
                 return -1
             return int(reserve(*arguments))
 
-        monkeypatch.setattr(flowmap.storage._LIBC, "fallocate", fallocate)
+        monkeypatch.setattr(flowmap.kernel._LIBC, "fallocate", fallocate)
         assert len(allocate(tmp_path / "a.npy").pending()) == 4
         assert not interrupted
 
@@ -173,7 +175,7 @@ class TestFresh:
             ctypes.set_errno(errno.EOPNOTSUPP)
             return -1
 
-        monkeypatch.setattr(flowmap.storage._LIBC, "fallocate", unsupported)
+        monkeypatch.setattr(flowmap.kernel._LIBC, "fallocate", unsupported)
         assert allocate(tmp_path / "a.npy").path.stat().st_size == 4096 + 2400
         free = os.statvfs(tmp_path)
         too_much = free.f_bavail * free.f_frsize // 8 + (1 << 30)
@@ -489,7 +491,7 @@ class TestSomethingThere:
             job.symlink_to("ledger.npy")
         elif odd == "version":
             del document["checksum"]
-            flowmap.storage.publish_json(job, document | {"format": 99})
+            flowmap.documents.publish_json(job, document | {"format": 99})
         else:
             job.write_text({"text": '{"format": 1', "list": "[1, 2]"}[odd])
         refused(DamagedJobError, "damaged, or of another version", target.path, tmp_path)

@@ -14,6 +14,7 @@ from support import ORDINARY, run, script, sealed, snapshot
 import flowmap
 from flowmap import checksums
 from flowmap.checksums import write_checksum
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -23,7 +24,6 @@ from flowmap.errors import (
     StorageError,
 )
 from flowmap.sidecar import Sidecar
-from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path

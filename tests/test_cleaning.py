@@ -21,6 +21,7 @@ from flowmap import cleaning
 from flowmap import locks as locks_module
 from flowmap.claims import Claim
 from flowmap.cleaning import clean
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     FlowmapError,
@@ -33,10 +34,11 @@ from flowmap.errors import (
     StorageError,
 )
 from flowmap.exporting import export, read_export
+from flowmap.kernel import job_mark
 from flowmap.lease import leased
 from flowmap.locks import header_lock
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE, job_mark, opened, publish_json, read_json, sync_folder
+from flowmap.storage import PAGE, opened, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +166,8 @@ class TestCleaned:
     CLEAN = """
     import os, sys
     from flowmap.cleaning import clean
-    from flowmap.storage import job_mark, opened
+    from flowmap.kernel import job_mark
+    from flowmap.storage import opened
     with opened(sys.argv[1]) as descriptor:
         assert job_mark(descriptor) is not None
         clean(sys.argv[1])

@@ -24,14 +24,11 @@ from support import ORDINARY, flip, ramp, run, script, snapshot, start
 
 import flowmap
 from flowmap import diagnosis_of_folders, doctor
+from flowmap.documents import publish_json, read_json
 from flowmap.findings import Finding
 from flowmap.lease import holder, leased
 from flowmap.machine import file_system_type
 from flowmap.sidecar import Sidecar
-from flowmap.storage import (
-    publish_json,
-    read_json,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,6 +17,7 @@ from support import ORDINARY, damage, flip, logged, run, script, snapshot, writt
 import flowmap
 from flowmap import exporting
 from flowmap.claims import Claim
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -29,7 +30,7 @@ from flowmap.errors import (
 from flowmap.exporting import export, read_export, record_of
 from flowmap.sealing import seal_of
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE, publish_json, read_json
+from flowmap.storage import PAGE
 from flowmap.work import Work
 
 if TYPE_CHECKING:

@@ -17,12 +17,13 @@ from numpy.lib import format as npy_format
 from support import snapshot, states
 
 import flowmap
+from flowmap.documents import publish_json
 from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import DamagedJobError, ForeignFileError, StorageError
 from flowmap.npy import Layout, read_header
 from flowmap.records import SLOT, SegmentRecord
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE, publish_json
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,6 +19,7 @@ from support import ORDINARY, ramp, run, script, start
 
 import flowmap
 from flowmap import lease, machine, stopping
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -30,7 +31,6 @@ from flowmap.errors import (
 from flowmap.lease import holder, leased
 from flowmap.locks import header_lock
 from flowmap.sidecar import Sidecar
-from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

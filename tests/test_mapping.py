@@ -34,7 +34,7 @@ from support import (
 )
 
 import flowmap
-from flowmap import mapping, storage
+from flowmap import kernel, mapping, storage
 from flowmap.errors import (
     AccessDeniedError,
     InvalidArgumentError,
@@ -297,10 +297,10 @@ class TestFlush:
         """An error of the disk is raised; a system that lacks the call is told apart."""
         if fault == "error":
             with pytest.raises(OSError, match="Bad file descriptor"):
-                storage.write_back(-1, 0, 10)
+                kernel.write_back(-1, 0, 10)
         else:
             monkeypatch.setattr("sys.platform", "darwin")
-            assert storage.write_back(-1, 0, 10) is False
+            assert kernel.write_back(-1, 0, 10) is False
 
     def test_a_span(self, tmp_path: Path) -> None:
         """The mapping beneath still takes a span of bytes, as every `mmap` does."""

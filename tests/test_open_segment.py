@@ -32,7 +32,7 @@ from support import (
 
 import flowmap
 from flowmap import attempt as attempts
-from flowmap import mapped, storage
+from flowmap import kernel, mapped, storage
 from flowmap.errors import (
     ClaimLostError,
     OtherJobError,
@@ -359,7 +359,7 @@ class TestFailing:
             flowmap.write_segment(segment, np.full((1000, 2), 3.0), replace=True)
             return count
 
-        monkeypatch.setattr(storage, "_MADV_POPULATE_WRITE", -1)
+        monkeypatch.setattr(kernel, "_MADV_POPULATE_WRITE", -1)
         monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)
         monkeypatch.setattr(mapped, "read_into", lose)
         with pytest.raises(ClaimLostError):
@@ -397,7 +397,7 @@ class TestFailing:
     ) -> None:
         """The pages that an earlier attempt had are taken, for this one to sync; no others."""
         taken: list[int] = []
-        real = storage.take_pages
+        real = kernel.take_pages
 
         def noted(mapping: mmap.mmap) -> bool:
             taken.append(len(mapping))
@@ -502,11 +502,11 @@ class TestSpace:
             yield folder
 
     PROGRAM = """
-        import sys, flowmap, flowmap.mapped, flowmap.storage
+        import sys, flowmap, flowmap.kernel, flowmap.mapped
         if sys.argv[2] != "with":
             flowmap.mapped.reserve_range = lambda *_: False
         if sys.argv[2] == "older":
-            flowmap.storage._MADV_POPULATE_WRITE = -1
+            flowmap.kernel._MADV_POPULATE_WRITE = -1
         for segment in flowmap.open_target(sys.argv[1]).segments:
             try:
                 with flowmap.open_segment(segment) as out:
@@ -544,7 +544,7 @@ class TestSpace:
         """Where the file system cannot reserve, pages are taken, and hold what they held."""
         (segment, *_) = target.segments
         if older:
-            monkeypatch.setattr(storage, "_MADV_POPULATE_WRITE", -1)
+            monkeypatch.setattr(kernel, "_MADV_POPULATE_WRITE", -1)
         flip(target.path, target.job.data_offset + 9)
         before = target.path.read_bytes()
         monkeypatch.setattr(mapped, "reserve_range", lambda *_: False)

@@ -32,9 +32,7 @@ from flowmap.estimates import Pending
 from flowmap.machine import available_cpus
 from flowmap.pilot import Pilot, pilot
 from flowmap.sidecar import Sidecar
-from flowmap.storage import (
-    buffer_of,
-)
+from flowmap.storage import buffer_of
 from flowmap.work import Work
 
 if TYPE_CHECKING:

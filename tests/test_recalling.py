@@ -11,10 +11,10 @@ import pytest
 from support import run, snapshot
 
 import flowmap
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import FillerRefusedError, InvalidArgumentError, OtherJobError
 from flowmap.recalling import recalled
 from flowmap.sidecar import Sidecar
-from flowmap.storage import publish_json, read_json
 from flowmap.work import Work
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from support import ORDINARY, as_user, damage, let_others_in, ramp, run, script
 
 import flowmap
 from flowmap import sealing
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import AccessDeniedError, OtherJobError
 from flowmap.sidecar import Sidecar
-from flowmap.storage import open_existing, publish_json, read_json
+from flowmap.storage import open_existing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

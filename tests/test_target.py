@@ -18,6 +18,7 @@ import pytest
 from support import snapshot
 
 import flowmap
+from flowmap.documents import publish_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -29,7 +30,7 @@ from flowmap.errors import (
 )
 from flowmap.fillers import arange
 from flowmap.npy import Layout, header_digest
-from flowmap.storage import opened, publish_json
+from flowmap.storage import opened
 
 
 @pytest.fixture
@@ -334,7 +335,7 @@ class TestOpenTarget:
         """A job that could not be read again is not allocated, and replaces none."""
         path = target.path if exist == "overwrite" else target.path.with_name("b.npy")
         before = snapshot(target.path)
-        monkeypatch.setattr("flowmap.storage._LONGEST_JSON", 1000)
+        monkeypatch.setattr("flowmap.documents._LONGEST_JSON", 1000)
         with pytest.raises(StorageError) as caught:
             flowmap.allocate(path, 5000, "<f8", segments=[2, 1] * 1000 + [2000], exist=exist)
         assert caught.value.errno == errno.EFBIG

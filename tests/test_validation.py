@@ -28,6 +28,7 @@ from support import (
 import flowmap
 from flowmap import sealing
 from flowmap.claims import Claim
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     ClaimLostError,
     DamagedJobError,
@@ -40,7 +41,7 @@ from flowmap.errors import (
     WrongTypeError,
 )
 from flowmap.sidecar import Sidecar
-from flowmap.storage import open_existing, publish_json, read_json, sync_data, write_all
+from flowmap.storage import open_existing, sync_data, write_all
 
 if TYPE_CHECKING:
     from pathlib import Path

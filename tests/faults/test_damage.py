@@ -26,10 +26,11 @@ from support import flip
 
 import flowmap
 from flowmap import lease
+from flowmap.documents import read_json
 from flowmap.errors import DamagedJobError
 from flowmap.records import SLOT, SLOTS
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE, read_json
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

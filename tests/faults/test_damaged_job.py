@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from sabotage import sabotage
 
 import flowmap
+from flowmap.documents import publish_json, read_json
 from flowmap.errors import DamagedJobError, FlowmapError, InvalidArgumentError
 from flowmap.npy import Layout, header_digest
 from flowmap.sidecar import Sidecar
-from flowmap.storage import publish_json, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

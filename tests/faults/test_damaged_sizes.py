@@ -14,9 +14,10 @@ from sabotage import sabotage
 from support import snapshot
 
 import flowmap
+from flowmap.documents import read_json
 from flowmap.errors import DamagedJobError, InvalidArgumentError
 from flowmap.sidecar import Sidecar
-from flowmap.storage import PAGE, read_json
+from flowmap.storage import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

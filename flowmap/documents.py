@@ -1,0 +1,121 @@
+"""Documents: JSON files that are there whole or not at all, each with a checksum.
+
+Every function raises `OSError` as it comes; callers say what it means for their user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+import xxhash
+
+from flowmap.storage import CHUNK, created, opened, put_in_place, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+STALE_LOOKS: Final = 5
+"""How often to open a file that another host keeps replacing: each makes the last one stale."""
+
+_LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
+
+
+@contextlib.contextmanager
+def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator[Path]:
+    """Write a document durably under a private name, for a `with` block to rename.
+
+    Args:
+        path: What the block renames it to; its folder must exist.
+        document: JSON values; a checksum is added.
+        end: What follows it in the file.
+
+    Yields:
+        The private name, in the same folder. It is removed if the block fails.
+    """
+    text = json.dumps(document | {"checksum": _checksum(document)}, indent=1) + end
+    if len(text) > _LONGEST_JSON:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    # It is replaced, never written in place. So no group may write to it, whatever the umask:
+    # the owner of a document is the user who wrote it.
+    with created(private, 0o644) as descriptor:
+        write_all(descriptor, text.encode(), 0)
+        os.fsync(descriptor)
+        yield private
+
+
+def publish_json(path: Path, document: dict[str, Any]) -> None:
+    """Put a document at `path` durably, all of it or nothing, in place of what is there.
+
+    Args:
+        path: Where; its folder must exist.
+        document: JSON values; a checksum is added.
+    """
+    with staged_json(path, document) as private:
+        put_in_place(private, path, replace=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the document that `publish_json` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    return parsed_json(json_text(path))
+
+
+def json_text(path: Path) -> bytes:
+    """Return the text of a document, for `parsed_json`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is longer than any.
+    """
+    looks = 0
+    while True:
+        looks += 1
+        try:
+            return _text(path)
+        except OSError as error:
+            if error.errno != errno.ESTALE or looks == STALE_LOOKS:
+                raise
+
+
+def _text(path: Path) -> bytes:
+    with opened(path) as descriptor:
+        return read_text(descriptor)
+
+
+def read_text(descriptor: int) -> bytes:
+    """Like `json_text`, of a file that is open."""
+    if os.fstat(descriptor).st_size > _LONGEST_JSON:
+        raise ValueError("longer than any document that was written")
+    return b"".join(iter(lambda: os.read(descriptor, CHUNK), b""))
+
+
+def parsed_json(text: bytes) -> dict[str, Any]:
+    """Return the document of a text.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        document = json.loads(text)
+        same = document.pop("checksum") == _checksum(document)
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError("not the document that was written") from error
+    if not same:
+        raise ValueError("its checksum does not match")
+    return dict(document)
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_64_hexdigest(canonical.encode())
