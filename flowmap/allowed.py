@@ -1,4 +1,4 @@
-"""Fillers that may be looked up by name, where whoever runs a worker limits them."""
+"""The fillers that a deployed run may look up by name."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def check_allowed(filler: str, allowed: Sequence[str]) -> None:
         )
     allowing = ",".join([*allowed, cut(module)])
     raise FillerRefusedError(
-        f"The filler {short(filler)} may not run here: whoever runs the worker must allow its "
-        f"module to deployed runs, as in: export {FILLERS}={shlex.quote(allowing)} "
+        f"The filler {short(filler)} may not run here: it is not allowed in deployed runs. On "
+        f"the worker, set: export {FILLERS}={shlex.quote(allowing)} "
         f"(it is {short(', '.join(allowed))} now; several are separated by commas). "
         f"Always allowed: {', '.join(sorted(names))}."
     )

@@ -34,7 +34,7 @@ from flowmap.errors import (
 )
 from flowmap.failures import record_failure
 from flowmap.job import refuse_replaced
-from flowmap.kernel import drop_cached, start_writeback
+from flowmap.kernel import drop_cached, forget_cached, start_writeback
 from flowmap.records import FINISHED, REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import CHUNK, PAGE, look_afresh, opened, read_into, sync_data, write_all
@@ -178,9 +178,9 @@ class Attempt:
         it. Where the digest differs the filler computes the rows again.
         """
         reached = self._digest.copy()
+        if self._ledger.on_network:
+            forget_cached(self._target)
         for offset, chunk in self._chunks(self._rows, rows):
-            if self._ledger.on_network:  # this host may remember what another has overwritten
-                drop_cached(self._target, offset, len(chunk))
             try:
                 count = read_into(self._target, chunk, offset)
             except OSError:  # a bad sector: computing it again writes it anew

@@ -69,7 +69,7 @@ def fill_for_run(segment: Segment, work: Work, token: str) -> SegmentRecord:
 
 
 def cancel(futures: Iterable[Future[Any]]) -> bool:
-    """Cancel futures, as far as they let themselves; return whether work is left."""
+    """Cancel the futures that can be cancelled; return whether any is left."""
     asked = list(futures)
     for future in asked:
         # parsl's raise a NotImplementedError, which would take the place of a Ctrl-C.

@@ -24,7 +24,7 @@ from flowmap.kernel import job_mark
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.sidecar import FORMAT, Sidecar, check_owner_of_records
+from flowmap.sidecar import FORMAT, Sidecar, check_records
 from flowmap.storage import NotRegularError, opened
 from flowmap.texts import ParsedTexts
 from flowmap.windows import Window
@@ -258,7 +258,8 @@ def read_job(path: Path) -> Job:
 
     Raises:
         NotFoundError: There is no target.
-        ForeignFileError: What is there was not allocated by flowmap.
+        ForeignFileError: What is there was not allocated by flowmap, or another user put the
+            records beside it.
         DamagedJobError: An overwrite was cut short, or `job.json` is damaged.
         StorageError: It cannot be read.
     """
@@ -266,18 +267,13 @@ def read_job(path: Path) -> Job:
     try:
         if not os.path.lexists(path):
             sidecar.look_afresh()  # another host may have made it
-        path.lstat()
+        found = path.lstat()
     except FileNotFoundError as error:
         message = "there is no target here; allocate() makes it"
         raise NotFoundError(error.errno or 2, message, str(path)) from error
     except OSError as error:
         raise storage_error(error, "cannot look for the target", path) from error
-    if sidecar.folder.is_symlink():
-        raise DamagedJobError(
-            f"{sidecar.folder}, where the records are, is a link; flowmap follows none. Put "
-            "the folder itself there.",
-            path=str(path),
-        )
+    check_records(path, found)
     for _ in range(_LOOKS):
         try:
             return _parsed(path, json_text(sidecar.job))
@@ -342,7 +338,6 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
                     'Restore it from a copy, or begin anew with exist="overwrite".',
                     path=str(path),
                 )
-        check_owner_of_records(path, descriptor)
         yield job, descriptor
 
 

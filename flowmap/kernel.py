@@ -56,6 +56,16 @@ def drop_cached(descriptor: int, offset: int, nbytes: int) -> None:
         os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
 
 
+def forget_cached(descriptor: int) -> None:
+    """Let the next read of a file show what other hosts wrote, not what this one remembers.
+
+    Of the whole file: the kernel keeps a large folio of which only a part is to go (measured,
+    Linux 6.18).
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def reserve(descriptor: int, nbytes: int) -> None:
     """Give the file its size and the space for it, or raise `OSError` (ENOSPC).
 

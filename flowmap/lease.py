@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.documents import publish_json, read_json
-from flowmap.errors import FlowmapError, JobBusyError, told
+from flowmap.errors import FlowmapError, JobBusyError, printable, told
 from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
 from flowmap.machine import is_alive, machine_id, process_started
@@ -144,7 +144,7 @@ class Lease:
         self._ended.set()
 
     def end(self) -> None:
-        """Give the job back; leave word to workers that go on, and of dead runs to close."""
+        """Give the job back, and record what is left: workers that run, dead runs to close."""
         with contextlib.suppress(OSError):
             if not self._is_ours():
                 return
@@ -215,7 +215,7 @@ def unleased(job: Job, run: str = "") -> Iterator[dict[str, Any] | None]:
 
     Args:
         job: The job.
-        run: What identifies the run that asks: an earlier attempt of the same run is no other.
+        run: Id of the run that asks. Its own earlier attempts do not count as another run.
 
     Yields:
         The void lease that is there, if any.
@@ -347,7 +347,7 @@ def _watch(job: Job, found: dict[str, Any]) -> None:
     """
     path = Sidecar.of(job.path).run
     message = "The lease of the run %s seems older than %g s: watching it for %d s"
-    _LOGGER.warning(message, found["name"], TERM, LOOKS)
+    _LOGGER.warning(message, printable(found["name"]), TERM, LOOKS)
     for _ in range(LOOKS):
         refuse_if_asked()
         time.sleep(1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from flowmap.errors import DamagedJobError, OtherJobError, storage_error, told
-from flowmap.kernel import drop_cached, reserve
+from flowmap.kernel import forget_cached, reserve
 from flowmap.machine import is_on_network
 from flowmap.npy import Layout
 from flowmap.records import (
@@ -116,7 +116,8 @@ class Ledger:
             DamagedJobError: The ledger ends before it.
         """
         offset = self._offset + index * PAGE
-        self._forget(offset, PAGE)
+        if self.on_network:
+            forget_cached(self._descriptor)
         try:
             page = os.pread(self._descriptor, PAGE, offset)
         except (OSError, MemoryError) as error:
@@ -125,11 +126,6 @@ class Ledger:
         if len(page) < PAGE:
             raise damaged(self.path, f"ends within the page of segment {index:04d}")
         return page
-
-    def _forget(self, offset: int, nbytes: int) -> None:
-        """Let the next read show what other hosts wrote, not what this one remembers."""
-        if self.on_network:
-            drop_cached(self._descriptor, offset, nbytes)
 
     def read(self, index: int, start: int, stop: int) -> SegmentRecord:
         """Return the record of one segment; pending where there is none yet."""
@@ -182,7 +178,8 @@ class Ledger:
         chosen["segment"] = np.arange(self._count)
         chosen["state"] = b"pending"
         chosen["start"], chosen["stop"] = bounds[:, 0], bounds[:, 1]
-        self._forget(self._offset, self._count * PAGE)
+        if self.on_network:
+            forget_cached(self._descriptor)
         step = 1024  # pages at a time: 4 MiB, whatever the number of segments
         for first in range(0, self._count, step):
             last = min(first + step, self._count)

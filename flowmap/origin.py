@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -96,7 +97,8 @@ def look_in_working_directory(module: str) -> None:
     others share, a file named like a library that Python tries and does not find is imported.
     """
     if _spec_of(module) is None:
-        sys.path.append(os.getcwd())  # noqa: PTH109 -- entries of sys.path are texts
+        with contextlib.suppress(FileNotFoundError):  # it was removed
+            sys.path.append(os.getcwd())  # noqa: PTH109 -- entries of sys.path are texts
 
 
 def _spec_of(module: str) -> ModuleSpec | None:

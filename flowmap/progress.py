@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a fill is, as its callback is told after each segment.
+    """Progress of a fill, passed to its callback after each segment.
 
     Attributes:
         segments_done: Segments that are done, those of earlier runs included.
@@ -44,7 +44,7 @@ class Progress:
 
 
 class Tally:
-    """Counts what is done, and tells."""
+    """Counter of the segments that have ended, which reports progress."""
 
     def __init__(
         self,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shlex
 import stat
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ import numpy as np
 from flowmap.documents import parsed_json, read_text
 from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut
 from flowmap.job import replaced
+from flowmap.machine import user_name
 from flowmap.origin import differs, found_elsewhere, look_in_working_directory
 from flowmap.sidecar import Sidecar
 from flowmap.storage import opened
@@ -85,7 +85,7 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
     if not trust:
         _check_owner(target, place, recorded, status)
     if recorded.get("values") is None:
-        raise _unknown(target, f"the arguments of {describe(recorded)}")
+        raise _unknown(target, f"all arguments of {describe(recorded)}")
     file, source = (_text(recorded.get(name)) for name in ("file", "source"))
     module = recorded["filler"].partition(":")[0]
     if here:
@@ -127,18 +127,18 @@ def _read(target: Target, place: Path) -> tuple[dict[str, Any], os.stat_result]:
         recorded: dict[str, Any] = document["work"] if pinned else document
         describe(recorded)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unknown(target, "the filler") from error
+        raise _unknown(target, "which filler was used") from error
     if job != target.job.id:
         raise replaced(target.path)
     if not isinstance(recorded["filler"], str):
-        raise _unknown(target, "the filler")
+        raise _unknown(target, "which filler was used")
     return recorded, status
 
 
 def _unknown(target: Target, what: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{target.path}: {what} cannot be told from the records. Give filler and arguments "
-        "as they were given first."
+        f"{target.path}: the records do not say {what}. Pass filler and arguments again, as at "
+        "first."
     )
 
 
@@ -159,9 +159,11 @@ def _check_owner(
         FillerRefusedError: Another user may have written it.
     """
     if status.st_uid not in (os.geteuid(), 0):
-        whose = f"belongs to {_user(status.st_uid)}, not to you ({_user(os.geteuid())})"
+        whose = f"belongs to {user_name(status.st_uid)}, not to you ({user_name(os.geteuid())})"
     elif status.st_mode & _OTHERS_MAY_WRITE:
-        whose = f"can be written by other users ({stat.filemode(status.st_mode)})"
+        mode = stat.filemode(status.st_mode)
+        mend = f"chmod go-w {shlex.quote(str(place))}"
+        whose = f"can be written by other users ({mode}; if only you ever did: {mend})"
     else:
         return
     filler, arguments = _quoted(recorded)
@@ -197,10 +199,3 @@ def _printable(text: str, *, quote: bool = True) -> str:
     if not text.isprintable():
         return ascii(text)
     return shlex.quote(text) if quote else text
-
-
-def _user(number: int) -> str:
-    try:
-        return f"user {pwd.getpwuid(number).pw_name}"
-    except KeyError:
-        return f"user {number}"

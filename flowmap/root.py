@@ -71,10 +71,10 @@ def _folder(text: str) -> Path:
 def rooted(path: str | os.PathLike[str], *, follow: bool = False) -> Path:
     """Return where a path leads under `FLOWMAP_ROOT`; the path itself where that is not set.
 
-    A relative path is taken from the root. It lies within if its name does, once the links of
-    its folders are followed, and also what it leads to, if it is a link itself; the root does
-    not lie within itself, since what is beside a target is not beneath it. In a worker the root
-    of the run counts, and also the worker's own.
+    A relative path is taken from the root. It is within if its name is, once the links of its
+    folders are followed, and also what it leads to, if it is a link itself. The root itself is
+    refused: the records of such a target would be outside. In a worker the root of the run
+    counts, and also the worker's own.
 
     What is returned is the very path that was checked. Another user who may rename folders in
     the root can put a link in the place of one afterwards: `names_in_root` is against that.

@@ -115,6 +115,10 @@ class Plan:
         object.__setattr__(self, "_firsts", tuple(itertools.accumulate(counts, initial=0)))
         object.__setattr__(self, "_starts", tuple(itertools.accumulate(lengths, initial=0)))
 
+    def __setstate__(self, state: list[Any]) -> None:  # of a pickle of an earlier version
+        object.__setattr__(self, "runs", state[0])
+        self.__post_init__()
+
     def __reduce__(self) -> tuple[type[Plan], tuple[Any]]:
         return Plan, (self.runs,)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from flowmap.errors import (
+    DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
     WrongTypeError,
     short,
     storage_error,
-    told,
 )
 from flowmap.machine import user_name
 from flowmap.root import check_within
@@ -148,29 +149,37 @@ def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = 
     return place
 
 
-def check_owner_of_records(path: Path, target: int) -> None:
-    """Refuse records that another user has put beside a file.
+def check_records(path: Path, target: os.stat_result) -> None:
+    """Refuse records that are a link, or that another user has put beside a file.
 
     In a folder such as /tmp anybody can make the folder of the records beside a file of yours,
     and say in it what is done. Beside their own file they may: that is a job of theirs.
 
     Args:
         path: The absolute path of the file.
-        target: A descriptor of the file.
+        target: What lstat(2) says of the file.
 
     Raises:
+        DamagedJobError: The folder of the records is a link.
         ForeignFileError: The owner of the records is not that of the file, nor root, nor the
             user who runs this process.
-        StorageError: One of them cannot be looked at.
     """
     folder = Sidecar.of(path).folder
-    with told("cannot tell whose records they are", folder):
-        owner, owner_of_file = folder.lstat().st_uid, os.fstat(target).st_uid
-    if owner not in (0, os.geteuid(), owner_of_file):
+    try:
+        records = folder.lstat()
+    except OSError:  # whoever reads them says what is wrong
+        return
+    if stat.S_ISLNK(records.st_mode):
+        raise DamagedJobError(
+            f"{folder}, where the records are, is a link; flowmap follows none. Put the folder "
+            "itself there.",
+            path=str(path),
+        )
+    if records.st_uid not in (0, os.geteuid(), target.st_uid):
         raise ForeignFileError(
-            f"{folder}, with the records of {path}, belongs to {user_name(owner)}, but the "
-            f"file to {user_name(owner_of_file)}. If you trust these records, give both to one "
-            "user (chown -R); otherwise remove the folder.",
+            f"{folder}, with the records of {path}, belongs to {user_name(records.st_uid)}, "
+            f"but the file to {user_name(target.st_uid)}. If you trust these records, give "
+            "both to one user (chown -R); otherwise remove the folder.",
             path=str(path),
         )
 

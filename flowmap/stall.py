@@ -1,4 +1,4 @@
-"""An executor that never begins: said once, so that nobody waits without knowing for what."""
+"""The warning that an executor has started no segment, given once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import FlowmapError
+from flowmap.errors import FlowmapError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,9 +53,11 @@ class StallWatch:
         with contextlib.suppress(FlowmapError):  # of the job: the run itself will meet it
             if (self._target.status()["attempt"] == self._attempts).all():
                 self._warn(
-                    f"None of the {self._count} segments of {self._target.path} has begun "
-                    f"{PATIENCE_SECONDS} seconds after they were handed over. "
-                    f"{_advice(self._executor)} Still waiting; Ctrl-C ends the run."
+                    printable(
+                        f"None of the {self._count} segments of {self._target.path} has begun "
+                        f"{PATIENCE_SECONDS} seconds after they were handed over. "
+                        f"{_advice(self._executor)} Still waiting; Ctrl-C ends the run."
+                    )
                 )
 
 

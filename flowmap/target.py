@@ -20,7 +20,7 @@ from flowmap.errors import (
     told,
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
-from flowmap.kernel import drop_cached
+from flowmap.kernel import forget_cached
 from flowmap.machine import is_on_network
 from flowmap.masking import with_mask
 from flowmap.records import count_states, status_of
@@ -362,8 +362,8 @@ def masked_window(
     before = target.status()
     done = before["state"] == "done"
     with opened_again(target.path, target.id) as (_, descriptor):
-        if is_on_network(target.path):  # this host may remember what another has overwritten
-            drop_cached(descriptor, 0, job.size)
+        if is_on_network(target.path):
+            forget_cached(descriptor)
         if mode == "r":
             values: NDArray[Any] = job.map(descriptor, mode, window).view(np.ndarray)
         else:

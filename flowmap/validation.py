@@ -26,7 +26,7 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.job import Job, refuse_replaced
-from flowmap.kernel import drop_cached
+from flowmap.kernel import drop_cached, forget_cached
 from flowmap.machine import available_cpus, is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
@@ -95,8 +95,8 @@ def validate(
         except OSError as error:
             doing = "cannot read the target to validate it; look at the disk"
             raise storage_error(error, doing, job.path) from error
-        if is_on_network(job.path):  # this host may remember what another has overwritten
-            drop_cached(target, 0, job.size)
+        if is_on_network(job.path):
+            forget_cached(target)
         if problem is not None:
             refuse_replaced(job)
             notes = tuple(_unseal(job) if mark else [])

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -52,6 +52,12 @@ class Work:
     fingerprint: str
     origin: Origin = field(repr=False)
     limits: Limits = field(repr=False)
+
+    def __setstate__(self, state: list[Any]) -> None:
+        """Take the fields of a pickle; an earlier version's has no origin and no limits."""
+        values = [*state, Origin(None, None), Limits()]
+        for known, value in zip(fields(self), values, strict=False):
+            object.__setattr__(self, known.name, value)
 
     @classmethod
     def of(cls, function: Filler | str, arguments: Mapping[str, Any] | None = None) -> Work:

@@ -62,16 +62,26 @@ def forget_safe_path() -> None:
         del os.environ[_SAFE_PATH]
 
 
-def _start_trackers() -> None:
-    """Start the processes that clean up after the workers, safely as these."""
-    variables = safe_path()
-    os.environ.update(variables)
-    try:
-        trackers_of_loky.ensure_running()
-        resource_tracker.ensure_running()
-    finally:
-        for name in variables:
-            del os.environ[name]
+_STARTING: Final = threading.Lock()
+"""Held while the environment of this process has what is meant for one that starts."""
+
+
+def _start_trackers() -> dict[str, str]:
+    """Start the processes that clean up after the workers, safely as these.
+
+    Returns:
+        What `safe_path` says where no other pool is changing the environment.
+    """
+    with _STARTING:
+        variables = safe_path()
+        os.environ.update(variables)
+        try:
+            trackers_of_loky.ensure_running()
+            resource_tracker.ensure_running()
+        finally:
+            for name in variables:
+                del os.environ[name]
+    return variables
 
 
 class Threads(ThreadPoolExecutor):
@@ -184,9 +194,9 @@ class Processes(Executor):
         with self._guard:
             if self._ended or self._cancelled:
                 raise CancelledError
-            _start_trackers()
+            variables = _start_trackers()
             pool = ProcessPoolExecutor(
-                1, initializer=_prepare_worker, initargs=(os.getpid(),), env=safe_path()
+                1, initializer=_prepare_worker, initargs=(os.getpid(),), env=variables
             )
             self._pools.add(pool)
             return pool

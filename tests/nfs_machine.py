@@ -67,9 +67,10 @@ def run_in_machine(folder: Path, script: str, *arguments: str, seconds: float) -
         disk.touch()
         os.truncate(disk, _DISK)
         machine = [
-            # The kernel ends every process of the machine with the test, however that ends.
+            # The kernel ends every process of the machine with the test, however that ends. No
+            # namespace of mounts: its copies would keep the disks of other tests mounted.
             *("setpriv", "--pdeathsig", "KILL"),
-            *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"),
+            *("unshare", "--pid", "--fork", "--kill-child=KILL"),
             *("linux.uml", f"mem={_MEMORY}M", f"ubd0={disk}", f"uml_dir={memory}"),
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={first}"),
             *("devtmpfs.mount=0", "con=null", "con0=null,fd:1", "loglevel=3"),

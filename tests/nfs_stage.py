@@ -41,7 +41,7 @@ BREAKS: Final[dict[str, dict[str, object]]] = {
     },
     "writes that linger": {"O_DSYNC": 0},
     "rows that linger": {"open": _open_to_linger},
-    "pages that are remembered": {"drop_cached": _nothing},
+    "pages that are remembered": {"forget_cached": _nothing},
 }
 """How flowmap is broken on purpose, in every process of every host.
 

@@ -375,7 +375,10 @@ class TestThisMachine:
                 process_started=machine.process_started(child.pid),
             )
             publish_json(Sidecar.of(target.path).run, first)
-            hide = 'mount -t proc -o hidepid=2,gid=12345 proc /proc || exit 77; exec "$@"'
+            # The namespace has copies of all mounts: they must not keep other tests' disks.
+            leave = "grep -o '[^ ]*/pytest-[^ ]*' /proc/self/mounts | xargs -r umount --lazy"
+            mount = "mount -t proc -o hidepid=2,gid=12345 proc /proc || exit 77"
+            hide = f'{leave}; {mount}; exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", hide, "-", *ORDINARY]
             done = run([*command, *script(TAKE, target.path, child.pid)])
         finally:

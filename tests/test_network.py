@@ -43,10 +43,10 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_local_file_systems(tmp_path: Path) -> None:
-    """Neither a disk nor /proc is on a network, nor what is not there."""
+    """Neither a disk nor /proc is on a network; what the system does not say may be."""
     assert not is_on_network(tmp_path)
     assert not is_on_network("/proc")
-    assert not is_on_network(tmp_path / "missing")
+    assert is_on_network(tmp_path / "missing")
 
 
 @pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="is not Linux")
@@ -123,7 +123,7 @@ class TestWriting:
     def test_the_page_is_read_from_the_server_at_each_look(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What this host remembers of a page of the ledger is dropped before it is read."""
+        """What this host remembers of the ledger is dropped before a page is read."""
         target = flowmap.allocate(tmp_path / "a.npy", 2048, "<f8", segments=2)
         calls = list[tuple[str, int]]()
 
@@ -143,10 +143,11 @@ class TestWriting:
             records.page(1)
             records.records(np.array([[0, 1024], [1024, 2048]]))
         first = calls[1][1] - PAGE
+        # Of the whole file: the kernel keeps a large folio of which only a part is to go.
         assert calls == [
-            ("posix_fadvise", first + PAGE),
+            ("posix_fadvise", 0),
             ("pread", first + PAGE),
-            ("posix_fadvise", first),
+            ("posix_fadvise", 0),
             ("preadv", first),
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from markdown_it import MarkdownIt
 from support import HOSTILE, obeyed, poison, written
 
 import flowmap
+from flowmap import lease, stall
 from flowmap.errors import (
     FlowmapError,
     InvalidArgumentError,
@@ -160,3 +162,25 @@ def test_logs_of_prefect(
         assert obeyed(record.getMessage()) == []
         assert r"\x1b]0;owned" in record.getMessage()
     assert obeyed(_Brief(logging.Formatter()).format(other)) == []
+
+
+def test_logs_of_a_lease(
+    hostile: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name of another user's run is logged as text."""
+    monkeypatch.setattr(lease, "LOOKS", 0)
+    lease._watch(hostile.job, {"name": "\x1b]0;pwned\x07"})
+    assert "\\x1b]0;pwned\\x07" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_a_warning_of_a_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a target is shown as text."""
+    target = flowmap.allocate(tmp_path / "\x1b[2J.npy", 4, "<f8")
+    warned = list[str]()
+    monkeypatch.setattr(stall, "PATIENCE_SECONDS", 0)
+    with ThreadPoolExecutor(1) as executor:
+        stall.StallWatch(target, executor, 1, warned.append).look()
+    (warning,) = warned
+    assert "\\x1b[2J.npy" in warning
+    assert "\x1b" not in warning

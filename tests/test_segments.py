@@ -281,3 +281,11 @@ class TestSegment:
         """A segment with impossible numbers does not exist."""
         with pytest.raises(InvalidArgumentError, match="No segment can have"):
             Segment(Path("/data/x.npy"), "ab" * 16, index, start, stop)
+
+
+def test_plans_of_an_earlier_version() -> None:
+    """A plan that was pickled before it knew its bounds knows them when it is read."""
+    earlier = object.__new__(Plan)
+    earlier.__setstate__([((2, 5), (1, 3))])
+    assert earlier == Plan(((2, 5), (1, 3)))
+    assert [earlier.bounds_of(index) for index in range(3)] == [(0, 5), (5, 10), (10, 13)]

@@ -6,6 +6,7 @@ import datetime as dt
 import enum
 import functools
 import json
+import pickle
 import types
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -339,3 +340,15 @@ def test_arguments_are_not_shown() -> None:
         """Fill nothing."""
 
     assert "hunter2" not in repr(Work.of(fill, {"password": "hunter2"}))
+
+
+def test_pickles_of_an_earlier_version() -> None:
+    """A work that was pickled before it had an origin and limits can be filled by."""
+    work = Work.of("arange", {"step": 2})
+    earlier = object.__new__(Work)
+    earlier.__setstate__(
+        [work.function, work.arguments, work.name, work.version, work.fingerprint]
+    )
+    assert earlier.fingerprint == work.fingerprint
+    assert earlier.describe()["file"] is None
+    assert pickle.loads(pickle.dumps(work)) == work
