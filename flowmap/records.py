@@ -164,6 +164,13 @@ class SegmentRecord:
         )
         return _with_checksum(body)
 
+    def says_the_same(self, other: SegmentRecord) -> bool:
+        """Return whether two records differ in their number at most.
+
+        A finished segment is recorded twice, and the second time may come late.
+        """
+        return replace(self, sequence=other.sequence) == other
+
     def made_durable(self) -> SegmentRecord:
         """Return the record that follows when all its rows were synced."""
         return replace(

@@ -296,8 +296,8 @@ class _Validation:
                     now = ledger.records(self.bounds)
                     for record in synced:
                         # A claim that comes meanwhile has a higher number, and other slots.
-                        if now[record.index] == record:
-                            durable = record.made_durable()
+                        if now[record.index].says_the_same(record):
+                            durable = now[record.index].made_durable()
                             ledger.write(durable)
                             ledger.write(replace(durable, sequence=durable.sequence + 1))
                     ledger.sync()
@@ -309,7 +309,7 @@ class _Validation:
     def _mark(self, records: list[SegmentRecord], state: str) -> list[Segment]:
         """Claim segments for nobody; what changed since it was read is left to its owner."""
         with self.job.ledger(write=True) as ledger:
-            same = [record for record in records if _now(ledger, record) == record]
+            same = [record for record in records if _now(ledger, record).says_the_same(record)]
             for record in same:
                 Claim(ledger, record, record.work, state=state)
             ledger.sync()
@@ -321,7 +321,10 @@ class _Validation:
         def claimed() -> bool:
             with self.job.ledger() as ledger:
                 now = ledger.records(self.bounds)
-            return any(a.token != b.token for a, b in zip(now, records, strict=True))
+            return any(
+                a.token != b.token or a.state != "done"
+                for a, b in zip(now, records, strict=True)
+            )
 
         try:
             return sealing.put(self.job, self.target, digest, claimed=claimed)

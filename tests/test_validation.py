@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -42,6 +43,7 @@ from flowmap.errors import (
 )
 from flowmap.sidecar import Sidecar
 from flowmap.storage import open_existing, sync_data, write_all
+from flowmap.validation import _Validation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flowmap.job import Job
+    from flowmap.records import SegmentRecord
     from flowmap.segments import Block
     from flowmap.target import Target
 
@@ -812,3 +815,22 @@ def test_a_running_attempt_notices_a_reset(tmp_path: Path) -> None:
         flowmap.fill_segment(target.segments[0], reset_meanwhile)
     assert states(target)[0] == "pending"
     assert not target.asarray().any()
+
+
+def test_a_second_record_that_comes_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment is recorded as written twice: the second time says nothing new."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    real = _Validation._compare_bytes
+
+    def late(self: _Validation, finished: list[SegmentRecord]) -> list[SegmentRecord]:
+        damaged = real(self, finished)
+        with target.job.ledger(write=True) as ledger:
+            ledger.write(dataclasses.replace(finished[0], sequence=finished[0].sequence + 1))
+        return damaged
+
+    monkeypatch.setattr(_Validation, "_compare_bytes", late)
+    assert flowmap.validate(target).sealed
+    assert set(states(target)) == {"done"}
