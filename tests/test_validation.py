@@ -834,3 +834,15 @@ def test_a_second_record_that_comes_late(
     monkeypatch.setattr(_Validation, "_compare_bytes", late)
     assert flowmap.validate(target).sealed
     assert set(states(target)) == {"done"}
+
+
+def test_what_is_not_recorded_as_done_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that kept its token, and the segment written, leaves no seal behind."""
+    target = allocate(tmp_path, durability="end")
+    fill_all(target)
+    monkeypatch.setattr(_Validation, "_record", lambda *_: ([], []))
+    assert not flowmap.validate(target).sealed
+    assert not Sidecar.of(target.path).seal.exists()
+    assert set(states(target)) == {"written"}
