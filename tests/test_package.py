@@ -11,12 +11,14 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flowmap
+from flowmap.extras import DISTRIBUTION
 
 ROOT = Path(__file__).parents[1]
 CORE = [name for name in flowmap.__all__ if not name.endswith("_task") and name != "fill_array"]
@@ -125,6 +127,7 @@ class TestNames:
     def test_version(self) -> None:
         """The version is that of the distribution's metadata."""
         assert re.fullmatch(r"\d+\.\d+\.\d+(\.?\w+)?", flowmap.__version__)
+        assert metadata.version(DISTRIBUTION) == flowmap.__version__
 
 
 def _function_of(value: Any) -> Any:
@@ -176,7 +179,7 @@ def test_wheel(tmp_path: Path) -> None:
     build = [*("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")]
     command = [sys.executable, *build, "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    (wheel,) = tmp_path.glob("flowmap-*.whl")
+    (wheel,) = tmp_path.glob("prefect_flowmap-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         shipped = {n for n in archive.namelist() if ".dist-info/" not in n}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "flowmap").rglob("*.py")}
