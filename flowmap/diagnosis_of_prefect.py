@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
+import importlib.util
 import ipaddress
 import json
 import platform
-import shlex
+import re
 import socket
+import sqlite3
 import urllib.error
 import urllib.request
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -22,6 +25,7 @@ from packaging.version import Version
 
 from flowmap.batches import BATCHES
 from flowmap.errors import said, short
+from flowmap.extras import DISTRIBUTION, pip_install
 from flowmap.findings import Finding, guarded
 from flowmap.settings_of_prefect import Settings
 
@@ -42,6 +46,9 @@ _WHY: Final = {
 }
 """What a version that does not fit costs, where it is known."""
 
+_SQLITE: Final = "sqlite+aiosqlite:///"
+_REVISION: Final = re.compile(r"""^revision = ["'](\w+)["']""", re.MULTILINE)
+
 _WITH_FINDINGS: Final = ("prefect", "fastapi")
 """The packages that have a finding each, also where they fit."""
 
@@ -51,16 +58,15 @@ def versions() -> Iterator[Finding]:
     try:
         needed = {
             requirement.name: requirement
-            for requirement in map(Requirement, metadata.requires("flowmap") or ())
+            for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or ())
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         }
     except metadata.PackageNotFoundError:
-        folder = shlex.quote(str(Path(__file__).parents[1]))
         yield Finding(
             "packages",
             "trouble",
             "flowmap is imported, but not installed, so that Prefect knows nothing of it.",
-            f"pip install {folder}",
+            pip_install(),
         )
         return
     yield from guarded("python", _python)
@@ -78,7 +84,8 @@ def versions() -> Iterator[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    there, wanted = platform.python_version(), metadata.metadata("flowmap")["Requires-Python"]
+    there = platform.python_version()
+    wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"]
     if SpecifierSet(wanted).contains(there, prereleases=True):
         yield Finding("python", "ok", f"Python {there}.")
     else:
@@ -113,6 +120,7 @@ def prefect() -> Iterator[Finding]:
     """
     settings = Settings()
     yield from guarded("plugins", functools.partial(_plugins, settings))
+    yield from guarded("database", functools.partial(_database, settings))
     yield from guarded("server", functools.partial(_server, settings))
 
 
@@ -150,6 +158,54 @@ def _plugins(settings: Settings) -> Iterator[Finding]:
         yield Finding("plugins", "ok", f"Prefect's plugins are on ({enabled.where}).")
 
 
+def _database(settings: Settings) -> Iterator[Finding]:
+    """Look whether a server that starts here can open the database that it would take."""
+    url = settings.get("api", "url")
+    if url is not None and url.value and not _is_here(_host(url.value) or ""):
+        return
+    chosen = settings.get("server.database", "connection_url")
+    text = f"{_SQLITE}{settings.home}/prefect.db" if chosen is None else str(chosen.value)
+    path = Path(text.removeprefix(_SQLITE).partition("?")[0])
+    known = _known_revisions()
+    if not text.startswith(_SQLITE) or not path.is_file() or not known:
+        return
+    revision = _revision(path)
+    if revision is None or revision in known:
+        yield Finding("database", "ok", f"This Prefect can use its database {path}.")
+        return
+    yield Finding(
+        "database",
+        "trouble",
+        f"Prefect's database {path} was made by a newer Prefect: Prefect "
+        f"{metadata.version('prefect')} cannot locate its revision {revision}, and with it no "
+        "server or flow starts.",
+        "pip install --upgrade prefect; or let this Prefect have a folder and database of its "
+        "own: export PREFECT_HOME=$HOME/.prefect-other",
+    )
+
+
+def _revision(path: Path) -> str | None:
+    """Return the revision of a database, None where it is new; leave nothing beside it."""
+    still = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+    address = f"file:{quote(str(path.absolute()))}?mode=ro{still}"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
+        tables = {name for (name,) in database.execute("select name from sqlite_master")}
+        if "alembic_version" not in tables:
+            return None
+        row = database.execute("select version_num from alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _known_revisions() -> set[str]:
+    """Return the revisions of databases that the installed Prefect knows."""
+    found = importlib.util.find_spec("prefect")
+    if found is None or found.origin is None:
+        return set()
+    folder = Path(found.origin).parent / "server/database/_migrations/versions/sqlite"
+    texts = (path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    return {revision for text in texts for revision in _REVISION.findall(text)}
+
+
 def _server(settings: Settings) -> Iterator[Finding]:
     """Look for the server, and at how it records."""
     setting = settings.get("api", "url")
@@ -158,15 +214,12 @@ def _server(settings: Settings) -> Iterator[Finding]:
         yield Finding("server", "note", found, _START)
         return
     named = f"PREFECT_API_URL ({setting.where})"
-    try:
-        parts = urlsplit(str(setting.value))
-        host = parts.hostname
-    except ValueError:
-        host = None
-    if host is None or parts.scheme not in ("http", "https"):
+    host = _host(setting.value)
+    if host is None:
         found = f"{named} is {short(setting.value)}, which is no address of a server."
         yield Finding("server", "trouble", found, _SET_URL)
         return
+    parts = urlsplit(str(setting.value))
     # Without a name and password, if it has them: they must not get into anybody's report.
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
     try:
@@ -189,6 +242,15 @@ def _server(settings: Settings) -> Iterator[Finding]:
     yield finding
     if _is_here(host):
         yield from guarded("recorder", functools.partial(_recorder, place))
+
+
+def _host(url: Any) -> str | None:
+    """Return the host of a server's address, None where it is not one."""
+    try:
+        parts = urlsplit(str(url))
+    except ValueError:
+        return None
+    return parts.hostname if parts.scheme in ("http", "https") else None
 
 
 def _remedy_without(host: str) -> str:

@@ -1,6 +1,6 @@
 """Prefect's settings, read without Prefect: importing it takes seconds, and may be what fails.
 
-Sources and their order are those of `prefect/settings` in Prefect 3.8: the environment, `.env`,
+Sources and their order are those of `prefect/settings` in Prefect 3.9: the environment, `.env`,
 `prefect.toml` and `pyproject.toml` in the working directory, then the active profile. Of the
 names from before plugins were settled only those in the environment are read.
 """
@@ -50,6 +50,9 @@ class Setting(NamedTuple):
 class Settings:
     """Prefect's settings as a process would get them that starts here and now.
 
+    Attributes:
+        home: Prefect's folder, where its profiles are and, unless set otherwise, its database.
+
     Raises:
         InvalidArgumentError: A file of the working directory is no TOML, to Prefect either.
         OSError: One cannot be read.
@@ -62,6 +65,7 @@ class Settings:
             ("prefect.toml", _toml(Path("prefect.toml"))),
             ("pyproject.toml", _below(_toml(Path("pyproject.toml")), "tool", "prefect")),
         ]
+        self.home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
         self._profile_name, self._profile = self._read_profile(
             os.environ.get("PREFECT_PROFILES_PATH") or dotenv.get("PREFECT_PROFILES_PATH")
         )
@@ -70,16 +74,16 @@ class Settings:
         """Return a setting, or None where nobody made it.
 
         Args:
-            table: "api" or "plugins".
+            table: "api", "plugins" or "server.database".
             field: "url", "enabled", ...
         """
-        name = f"PREFECT_{table}_{field}".upper()
+        name = f"PREFECT_{table}_{field}".replace(".", "_").upper()
         for where, texts in self._texts:
             for each in (name, name.replace("PREFECT_PLUGINS", "PREFECT_EXPERIMENTS_PLUGINS")):
                 if texts.get(each) is not None:
                     return Setting(texts[each], f"{each} in {where}")
         for where, tables in self._tables:
-            value = _below(tables, table).get(field)
+            value = _below(tables, *table.split(".")).get(field)
             if value is not None:
                 return Setting(value, f"{field} under [{table}] in {where}")
         if self._profile.get(name) is not None:
@@ -91,9 +95,8 @@ class Settings:
         """Return the active profile; an empty one stands for Prefect's own default."""
         for _, tables in self._tables:
             path = path or tables.get("profiles_path")
-        home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
         try:
-            everything = _toml(Path(path) if path else home / "profiles.toml")
+            everything = _toml(Path(path) if path else self.home / "profiles.toml")
         except InvalidArgumentError:  # Prefect warns, and does without
             return "", {}
         active = os.environ.get("PREFECT_PROFILE") or str(everything.get("active"))

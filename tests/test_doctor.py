@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -228,8 +229,9 @@ class TestVersions:
 
     def test_flowmap_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where flowmap is only imported, the line installs it."""
-        error = importlib.metadata.PackageNotFoundError("flowmap")
+        error = importlib.metadata.PackageNotFoundError("prefect-flowmap")
         monkeypatch.setattr(importlib.metadata, "requires", fail(error))
+        monkeypatch.setattr(importlib.metadata, "distribution", fail(error))
         finding = examined()["packages"]
         assert finding.level == "trouble"
         assert finding.remedy == f"pip install {Path(flowmap.__file__).parents[1]}"
@@ -338,6 +340,68 @@ class TestSettings:
         assert finding.level == "trouble"
         assert str(Path("prefect.toml").absolute()) in finding.found
         assert finding.remedy.startswith("Mend it")
+
+
+def put_database(path: Path, *revisions: str) -> None:
+    """Write a SQLite database at a revision, as Prefect's migrations leave it."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("create table alembic_version (version_num varchar(32) not null)")
+        database.executemany("insert into alembic_version values (?)", zip(revisions))
+
+
+NEWER = "ffffffffffff"
+
+
+class TestDatabase:
+    """The database of a server that starts here."""
+
+    def test_newer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that a newer Prefect has made is named, with what to do; nothing is changed."""
+        home = Path(os.environ["PREFECT_HOME"])
+        put_database(home / "prefect.db", NEWER)
+        before = snapshot(home)
+        finding = examined()["database"]
+        assert finding.level == "trouble"
+        for part in (str(home / "prefect.db"), NEWER, importlib.metadata.version("prefect")):
+            assert part in finding.found
+        assert "PREFECT_HOME=" in finding.remedy
+        assert snapshot(home) == before
+        monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere.invalid/api")
+        assert "database" not in examined()
+        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        assert examined()["database"].level == "trouble"
+
+    def test_in_use(self) -> None:
+        """What a server has not yet moved from its journal into the file counts too."""
+        path = Path(os.environ["PREFECT_HOME"], "prefect.db")
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("pragma journal_mode=wal")
+            put_database(path, NEWER)
+            assert examined()["database"].level == "trouble"
+
+    @pytest.mark.parametrize("revisions", [(), ("9725c1cbee35",)], ids=["new", "old"])
+    def test_usable(self, tmp_path: Path, revisions: tuple[str, ...]) -> None:
+        """Prefect brings an older one up to date. The setting says where it is."""
+        put_database(tmp_path / "mine.db", *revisions)
+        Path("prefect.toml").write_text(
+            f"[server.database]\nconnection_url = 'sqlite+aiosqlite:///{tmp_path}/mine.db?a=b'\n"
+        )
+        finding = examined()["database"]
+        assert finding.level == "ok"
+        assert f"{tmp_path}/mine.db" in finding.found
+
+    def test_damaged(self) -> None:
+        """A file that is not a database is trouble, and the other checks are made."""
+        Path(os.environ["PREFECT_HOME"], "prefect.db").write_bytes(b"no database" * 1000)
+        found = examined()
+        assert found["database"].level == "trouble"
+        assert found["folder"].level == "ok"
+
+    def test_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A database of a database server is not looked at."""
+        name = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+        monkeypatch.setenv(name, "postgresql+asyncpg://me:secret@host/prefect")
+        assert "database" not in examined()
 
 
 @contextlib.contextmanager

@@ -17,3 +17,4 @@ def test_real_server(server: Server) -> None:
     assert server.url in found["server"].found
     assert found["recorder"].level == "note"
     assert "batch_size 1, read_batch_size 1" in found["recorder"].found
+    assert found["database"].level == "ok", found["database"]
