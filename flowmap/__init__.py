@@ -10,6 +10,7 @@ The Prefect names (`alloc_task`, `pending_task`, `fill_task`, `write_task`, `val
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,11 @@ if sys.platform == "win32":
         "flowmap does not run on Windows: it needs pwrite, flock and link as POSIX has them. "
         "Use it on Linux, in WSL 2 for one, or on macOS."
     )
+
+# The server that Prefect embeds in a flow records in batches if the process of the flow has
+# imported flowmap (see `flowmap.recording`). The server imports it too: it must keep the mark.
+if "PREFECT__SERVER_EPHEMERAL" not in os.environ:
+    os.environ["FLOWMAP_IMPORTED_BY"] = str(os.getpid())
 
 if TYPE_CHECKING:
     from flowmap.alloc import allocate

@@ -6,8 +6,9 @@ of a fast run it then shows only some of the segments. So it records in batches,
 little later than it is told to.
 
 Prefect loads this module, an entry point of the group `prefect.collections`, in each server and
-worker where flowmap is installed. It acts in embedded servers only, and leaves alone what
-anyone has set.
+worker where flowmap is installed. It acts only in a server that a flow started whose process
+had imported flowmap: other flows get Prefect's own defaults. It keeps every setting that
+somebody has made.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def linger() -> None:
         signal.signal(signal.SIGTERM, lambda *call: loop.call_later(GRACE, end, *call))
 
 
-if os.environ.get("PREFECT__SERVER_EPHEMERAL"):  # Prefect's mark of an embedded server
+def serves_flowmap() -> bool:
+    """Tell whether this is the embedded server of a process that has imported flowmap."""
+    embedded = os.environ.get("PREFECT__SERVER_EPHEMERAL")  # Prefect's own mark
+    return bool(embedded) and os.environ.get("FLOWMAP_IMPORTED_BY") == str(os.getppid())
+
+
+if serves_flowmap():
     record_in_batches()
     linger()

@@ -64,6 +64,20 @@ if __name__ == "__main__":
 """
 
 
+ASK_SERVER = """
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+@flow
+def ask():
+    with get_client(sync_client=True) as client:
+        recorder = client.request("GET", "/admin/settings").json()["server"]["services"]
+        print(recorder["task_run_recorder"]["batch_size"])
+
+ask()
+"""
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
     """Return a home of Prefect's for the module."""
@@ -114,6 +128,16 @@ def test_embedded_server_records_every_segment(tmp_path: Path, home: Path) -> No
     done = python([str(script), "out.npy"], tmp_path, settings(home))
     assert done.returncode == 0, done.stderr
     assert recorded(home) == ("COMPLETED", {"COMPLETED": 152})
+
+
+@pytest.mark.parametrize(("first", "size"), [("", "1"), ("import flowmap", "200")])
+def test_only_flows_that_use_flowmap(tmp_path: Path, home: Path, first: str, size: str) -> None:
+    """The server of any other flow has Prefect's own settings, though flowmap is installed."""
+    # As in a program that a flow of flowmap's starts.
+    environ = settings(home) | {"FLOWMAP_IMPORTED_BY": str(os.getpid())}
+    done = python(["-c", first + ASK_SERVER], tmp_path, environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == size
 
 
 def test_ctrl_c_is_recorded(tmp_path: Path, home: Path) -> None:
