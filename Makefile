@@ -4,8 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest campaign bench session rulegraph clean
+.PHONY: run test lint types layers pytest test-lowest test-newest campaign bench session rulegraph clean
 
+# In a folder of Prefect's for this alone: the user's own may hold a database that a newer Prefect
+# has made, with which an older one ends.
+run: export PREFECT_HOME = $(CURDIR)/results/prefect
 run: .venv/run.ready
 	$(BIN)/python flows/parameter_sweep.py
 

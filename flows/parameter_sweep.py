@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,7 +133,9 @@ def print_summary(path: Path, digest: str | None, picture: Path, run_id: UUID | 
     print(f"dtype    {rows.dtype}")
     print(f"digest   {digest}")
     print(f"picture  {picture}")
+    home = os.environ.get("PREFECT_HOME")  # the record of the run is in there
     start = f"{os.path.relpath(Path(sys.executable).with_name('prefect'))} server start"
+    start = f"PREFECT_HOME={shlex.quote(home)} {start}" if home else start
     print(f"run      {url}" + ("" if served else f"  (after: {start})"))
 
 
