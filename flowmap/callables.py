@@ -46,12 +46,16 @@ def check_filler(function: Callable[..., object]) -> None:
     Raises:
         WrongTypeError: It is that; the message says what to pass.
     """
-    advice = advice_on(function, ON_FILLERS)
+    advice = advice_on(function, getattr(function, "__name__", "f"), ON_FILLERS)
     if advice:
         raise WrongTypeError(
             f"filler is {short(function)}, a {type(function).__name__}. {advice}"
         )
-    called = (function, getattr(type(function), "__call__", None))  # noqa: B004 -- its code
+    called = (
+        function,
+        getattr(function, "__func__", None),  # of a staticmethod
+        getattr(type(function), "__call__", None),  # noqa: B004 -- the function that it is
+    )
     for test, what in _NOT_PLAIN.items():
         if any(map(test, called)):
             raise WrongTypeError(

@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import json
 import os
+import re
 import types
 from collections import OrderedDict, defaultdict
 from functools import cached_property
@@ -67,10 +68,16 @@ def canonical(value: Any, where: str) -> Any:
         found = _object(value, where)
     if found is None:
         raise InvalidArgumentError(
-            f"{where} is a {kind.__name__}, and a later run could not tell whether it has "
-            f"changed. {advice_on(value, ON_ARGUMENTS)}"
+            f"{where} has the type {kind.__name__}, and a later run could not tell whether it "
+            f"has changed. {advice_on(value, _as_written(where), ON_ARGUMENTS)}"
         )
     return found
+
+
+def _as_written(where: str) -> str:
+    """Return how a caller's code may name an argument, or a part of one: rates[0]."""
+    written = re.fullmatch(r"arguments\['(\w+)'\](.*)", where)
+    return "x" if written is None else written[1] + written[2]
 
 
 def _list(value: Iterable[Any], where: str) -> list[Any]:

@@ -155,7 +155,8 @@ def _collected(function: Filler, arguments: dict[str, Any]) -> list[str]:
     if signature is None:
         return list(arguments)
     parameters = signature.parameters.values()
-    named = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {each.name for each in parameters if each.kind in by_name}
     return [name for name in arguments if name not in named]
 
 
