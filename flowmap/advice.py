@@ -63,7 +63,7 @@ ON_ARGUMENTS: Final[Mapping[str, str]] = {
     "numpy.Generator": _SEED,
     "numpy.MaskedArray": "Pass {x}.data and {x}.mask as two arguments.",
     "numpy.RandomState": _SEED,
-    "numpy.SeedSequence": "Pass {x}.entropy.",
+    "numpy.SeedSequence": "Pass {x}.entropy and {x}.spawn_key.",
     "numpy.generic": "Pass a plain number, {x}.item().",
     "numpy.ndarray": (
         "It is more than its numbers. Pass np.asarray({x}), and what else it holds, as a unit, "
@@ -77,8 +77,11 @@ ON_ARGUMENTS: Final[Mapping[str, str]] = {
     "pandas.Timestamp": "Pass {x}.to_datetime64().",
     "pandas": "Pass its numbers, {x}.to_numpy(), or the path of its file.",
     "pathlib.PurePath": "Pass its text, os.fspath({x}).",
+    "pendulum": "Pass {x}.isoformat().",
     "pint": "Pass its numbers and the name of its unit: {x}.magnitude, str({x}.units).",
     "polars": "Pass its numbers, {x}.to_numpy(), or the path of its file.",
+    "posix.DirEntry": "Pass {x}.path.",
+    "py": "Pass pathlib.Path({x}).",
     "pyarrow": "Pass its numbers, {x}.to_numpy(), or the path of its file.",
     "pydantic.BaseModel": "Pass {x}.model_dump().",
     "random.Random": _SEED,
@@ -93,6 +96,7 @@ ON_ARGUMENTS: Final[Mapping[str, str]] = {
     "types.SimpleNamespace": "Pass vars({x}).",
     "unyt.Unit": "Pass its name, str({x}).",
     "unyt": "Pass its numbers and the name of its unit: {x}.value, str({x}.units).",
+    "upath": "Pass str({x}).",
     "xarray": "Pass its numbers, {x}.to_numpy(), or the path of its file.",
     "zarr": "Pass the path of its store, and open it in the filler.",
 }

@@ -31,8 +31,8 @@ def open_partial(function: Any) -> tuple[Any, dict[str, Any]]:
     while isinstance(function, partial):
         if function.args:
             raise WrongTypeError(
-                f"filler is a functools.partial that binds {short(function.args)} by position, "
-                "where a filler gets out and block. Bind arguments by name: "
+                f"filler is a functools.partial that binds {len(function.args)} arguments by "
+                "position, where a filler gets out and block. Bind them by name: "
                 "functools.partial(f, rate=0.1)."
             )
         bound = function.keywords | bound
@@ -40,7 +40,7 @@ def open_partial(function: Any) -> tuple[Any, dict[str, Any]]:
     return function, bound
 
 
-def check_filler(function: Callable[..., object]) -> None:
+def check_callable(function: Callable[..., object]) -> None:
     """Refuse what can be called but does not fill when it is.
 
     Raises:

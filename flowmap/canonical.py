@@ -192,7 +192,8 @@ def _of_numpy(value: Any, where: str) -> Any:
     if isinstance(value, np.void) or type(value) in _ARRAYS:
         if value.dtype.hasobject:
             raise InvalidArgumentError(
-                f"{where} is an array of objects. Pass a list, x.tolist(), or another dtype."
+                f"{where} is an array of objects. Pass a list, {_as_written(where)}.tolist(), "
+                "or an array of another dtype."
             )
         kind = "scalar" if isinstance(value, np.void) else "array"
         return [kind, repr(value.dtype), list(value.shape), _digest(np.asarray(value))]

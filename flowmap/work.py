@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import xxhash
 
 from flowmap.allowed import check_allowed
-from flowmap.callables import check_filler, open_partial
+from flowmap.callables import check_callable, open_partial
 from flowmap.canonical import canonical
 from flowmap.errors import InvalidArgumentError, WrongTypeError, cut, short
 from flowmap.file_maps import by_file
@@ -86,7 +86,7 @@ class Work:
                 f"filler is {short(function)}; it takes a function or its name."
             )
         plain, bound = open_partial(function)
-        check_filler(plain)
+        check_callable(plain)
         chosen = _check_arguments(plain, arguments, bound)
         mark = mark_of(plain)
         counted = {k: v for k, v in chosen.items() if k not in mark.volatile}

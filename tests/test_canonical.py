@@ -97,6 +97,18 @@ class Listing(list[Any]):
         return iter(())
 
 
+class Count(int):
+    """A whole number of something."""
+
+
+class Wave(complex):
+    """A complex number of something."""
+
+
+class Raw(bytes):
+    """Bytes of something."""
+
+
 class Polar(NamedTuple):
     """Two coordinates."""
 
@@ -202,6 +214,7 @@ class TestDifferent:
                 *(1.5, Quantity(1.5, "m"), Quantity(1.5, "s"), Quantity(2.5, "m")),
                 *("a", slotted("a", 1), slotted("a", 2), slotted("b", 1)),
                 *([1], Listing([1]), Listing([2])),
+                *(each(made) for made in (2, 3) for each in (Count, Wave, Raw)),
                 *({"a": 1}, table(1), table(2), table(1, "s")),
                 collections.Counter({"a": 1}),
                 collections.defaultdict(int, {"a": 1}),
@@ -361,6 +374,7 @@ class TestRefused:
             (PureWindowsPath("a"), r"os.fspath\(x\)"),
             (logging.getLogger("a"), "volatile"),
             (object(), "Only if it does not change the values"),
+            (of("py._path.local", "LocalPath")(), r"pathlib.Path\(x\)"),
             (iter([]), "Only if it does not change the values"),
             (of("here", "Plain")(), "or a dataclass of these"),
             (dataclasses.make_dataclass("Failure", [], bases=(Exception,))(), "Pass what"),
