@@ -31,8 +31,8 @@ def open_partial(function: Any) -> tuple[Any, dict[str, Any]]:
     while isinstance(function, partial):
         if function.args:
             raise WrongTypeError(
-                f"filler is a functools.partial that binds {len(function.args)} arguments by "
-                "position, where a filler gets out and block. Bind them by name: "
+                "filler is a functools.partial that binds arguments by position, "
+                "where a filler gets out and block. Bind them by name: "
                 "functools.partial(f, rate=0.1)."
             )
         bound = function.keywords | bound
