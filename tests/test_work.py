@@ -199,6 +199,7 @@ class TestFingerprint:
         groups: list[tuple[Any, ...]] = [
             (1, np.int64(1), np.intp(1), np.longlong(1)),
             (0.5, np.float64(0.5)),
+            (float("nan"), -float("nan"), np.float64("nan")),
             ({"b": 1, "a": 2}, OrderedDict(b=1, a=2)),
             (True, np.True_),
             (1 + 2j, np.complex128(1 + 2j)),
