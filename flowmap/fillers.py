@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 import numpy as np
 
 from flowmap.arguments import flag
+from flowmap.callables import open_partial
 from flowmap.casting import fitted
 from flowmap.errors import (
     FillerNotFoundError,
@@ -93,7 +94,7 @@ def filler(
         raise WrongTypeError(f"version is {version!r}; it takes a text.")
 
     def decorate(function: F) -> F:
-        if not callable(function):
+        if isinstance(function, functools.partial) or not callable(function):
             raise WrongTypeError(f"@filler marks a function, not {function!r}.")
         try:
             setattr(function, _MARK, Mark(name_of(function), version, names))
@@ -203,7 +204,7 @@ def find_filler(name: str) -> Filler:
             f"The filler {short(name)} cannot be found: {said(error)}. Is its module "
             "installed, or its folder on PYTHONPATH, where the job runs?"
         ) from error
-    if not isinstance(getattr(found, _MARK, None), Mark):
+    if not isinstance(getattr(open_partial(found)[0], _MARK, None), Mark):
         raise FillerNotFoundError(
             f"{name!r} is there but not marked; put @flowmap.filler above its definition."
         )

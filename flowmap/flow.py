@@ -16,6 +16,7 @@ from prefect.flows import Flow
 from pydantic import BeforeValidator, Field
 
 from flowmap.artifacts import Artifacts
+from flowmap.callables import open_partial
 from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed, work_of
 from flowmap.dtypes import dtype_from_descr
@@ -76,6 +77,15 @@ def _path_name(path: Any) -> Any:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
+def _without_partial(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Turn a filler that is a partial into the function and the arguments that it binds."""
+    filler, bound = open_partial(parameters.get("filler"))
+    given = parameters.get("arguments") or {}
+    if not (bound and isinstance(given, dict)):
+        return parameters | ({"filler": filler} if "filler" in parameters else {})
+    return parameters | {"filler": filler, "arguments": bound | given}
+
+
 FillerName = Annotated[str, BeforeValidator(_filler_name)]
 PathName = Annotated[str, BeforeValidator(_path_name)]
 Fields = Annotated[list[Any], Field(min_length=1)]
@@ -89,8 +99,11 @@ _CONVERT = {"path": _path_name, "filler": _filler_name, "dtype": _dtype_name}
 class _PlainFlow(Flow[..., ValidationReport]):
     """A flow whose parameters Prefect shows as the names they stand for."""
 
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return super().validate_parameters(_without_partial(parameters))
+
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        plain = dict(parameters)
+        plain = _without_partial(parameters)
         for name, convert in _CONVERT.items():
             if name in plain:
                 plain[name] = convert(plain[name])

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import enum
-import functools
 import inspect
 import json
-import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import xxhash
 
 from flowmap.allowed import check_allowed
+from flowmap.callables import check_callable, open_partial
+from flowmap.canonical import canonical
 from flowmap.errors import InvalidArgumentError, WrongTypeError, cut, short
-from flowmap.fillers import find_filler, mark_of, name_of
+from flowmap.file_maps import by_file
+from flowmap.fillers import find_filler, mark_of
 from flowmap.origin import Origin
 from flowmap.root import LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import numpy as np
 
     from flowmap.fillers import Filler
     from flowmap.segments import Block
@@ -53,6 +54,12 @@ class Work:
     origin: Origin = field(repr=False)
     limits: Limits = field(repr=False)
 
+    def __getstate__(self) -> list[Any]:
+        """Return the fields for a pickle; what maps a file goes as a place in the file."""
+        arguments = {name: by_file(value) for name, value in self.arguments.items()}
+        values = [getattr(self, known.name) for known in fields(self)]
+        return [arguments if value is self.arguments else value for value in values]
+
     def __setstate__(self, state: list[Any]) -> None:
         """Take the fields of a pickle; an earlier version's has no origin and no limits."""
         values = [*state, Origin(None, None), Limits()]
@@ -78,19 +85,20 @@ class Work:
             raise WrongTypeError(
                 f"filler is {short(function)}; it takes a function or its name."
             )
-        _refuse_odd(function)
-        chosen = _check_arguments(function, arguments)
-        mark = mark_of(function)
+        plain, bound = open_partial(function)
+        check_callable(plain)
+        chosen = _check_arguments(plain, arguments, bound)
+        mark = mark_of(plain)
         counted = {k: v for k, v in chosen.items() if k not in mark.volatile}
         try:
-            form = json.dumps([mark.name, mark.version, _canonical(counted, "arguments")])
+            form = json.dumps([mark.name, mark.version, *_forms(plain, counted)])
         except RecursionError as error:
             raise InvalidArgumentError(
                 "arguments hold themselves, or too many levels; pass flat ones."
             ) from error
         fingerprint = xxhash.xxh3_128_hexdigest(form.encode())
-        origin = Origin.of(function)
-        return cls(function, chosen, mark.name, mark.version, fingerprint, origin, limits)
+        origin = Origin.of(plain)
+        return cls(plain, chosen, mark.name, mark.version, fingerprint, origin, limits)
 
     def describe(self) -> dict[str, Any]:
         """Return what is recorded of it, as JSON values.
@@ -130,8 +138,26 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     if len(text) > _LONGEST:
         return None
     plain: dict[str, Any] = json.loads(text)
-    same = _canonical(plain, "arguments") == _canonical(arguments, "arguments")
+    same = canonical(plain, "arguments") == canonical(arguments, "arguments")
     return plain if same else None
+
+
+def _forms(function: Filler, arguments: dict[str, Any]) -> list[Any]:
+    """Return arguments in canonical form, and their order where the function can see it."""
+    forms = [canonical({name: arguments[name] for name in sorted(arguments)}, "arguments")]
+    seen = _collected(function, arguments)
+    return forms if seen == sorted(seen) else [*forms, seen]
+
+
+def _collected(function: Filler, arguments: dict[str, Any]) -> list[str]:
+    """Return the names that a function collects in its `**arguments`, in their order."""
+    signature = _signature_of(function)
+    if signature is None:
+        return list(arguments)
+    parameters = signature.parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {each.name for each in parameters if each.kind in by_name}
+    return [name for name in arguments if name not in named]
 
 
 def describe(work: dict[str, Any]) -> str:
@@ -140,22 +166,14 @@ def describe(work: dict[str, Any]) -> str:
     return f"{cut(work['filler'])}({cut(arguments)}) version {cut(work['version'])}"
 
 
-def _refuse_odd(function: Filler) -> None:
-    """Refuse what can be called but fills nothing, or has arguments that no one would see."""
-    if isinstance(function, functools.partial):
-        raise WrongTypeError(
-            "filler is a functools.partial, whose arguments no fingerprint would guard; "
-            "pass the function, and its arguments in `arguments`."
-        )
-    lazy = (inspect.iscoroutinefunction, inspect.isgeneratorfunction)
-    if inspect.isclass(function) or any(test(function) for test in lazy):
-        raise WrongTypeError(
-            f"filler is {short(function)}, a class, coroutine or generator, which would not "
-            "fill when it is called; pass a plain function."
-        )
+def _check_arguments(
+    function: Filler, arguments: Mapping[str, Any] | None, bound: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a filler is called with: the arguments, and those a partial has bound.
 
-
-def _check_arguments(function: Filler, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    Raises:
+        WrongTypeError: They are not a dict by name, or not what the filler takes.
+    """
     if arguments is None:
         arguments = {}
     if not hasattr(arguments, "keys") or not all(isinstance(k, str) for k in arguments):
@@ -163,10 +181,9 @@ def _check_arguments(function: Filler, arguments: Mapping[str, Any] | None) -> d
             f"arguments is {short(arguments)}; it takes a dict of the filler's arguments by "
             "name. In a Prefect .map, wrap it: arguments=unmapped({...})."
         )
-    chosen = dict(arguments)
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin that tells nothing of itself
+    chosen = bound | dict(arguments)
+    signature = _signature_of(function)
+    if signature is None:
         return chosen
     try:
         signature.bind(None, None, **chosen)
@@ -178,59 +195,8 @@ def _check_arguments(function: Filler, arguments: Mapping[str, Any] | None) -> d
     return chosen
 
 
-def _canonical(value: Any, where: str) -> Any:
-    """Return JSON values that are equal exactly where `value` is the same input."""
-    match value:
-        case list() | tuple():
-            return ["list", *(_canonical(v, f"{where}[{i}]") for i, v in enumerate(value))]
-        case dict() if all(isinstance(key, str) for key in value):
-            return {k: _canonical(value[k], f"{where}[{k!r}]") for k in sorted(value)}
-        case np.void() | np.ndarray() if _is_plain(value):
-            kind = "array" if isinstance(value, np.ndarray) else "scalar"
-            return [kind, repr(value.dtype), list(value.shape), _digest(np.asarray(value))]
-    atom = _canonical_atom(value)
-    if atom is not None or value is None:
-        return atom
-    raise InvalidArgumentError(
-        f"{where} is a {type(value).__name__}, which has no fingerprint, so that a resume "
-        "could not tell whether it changed. Pass numbers, texts, lists, dicts or NumPy arrays, "
-        "or declare the argument volatile: @flowmap.filler(volatile=(...,))."
-    )
-
-
-def _is_plain(value: np.ndarray[Any, Any] | np.void) -> bool:
-    """Return whether the bytes of an array are its values, and all of them."""
-    return not (value.dtype.hasobject or isinstance(value, np.ma.MaskedArray))
-
-
-def _digest(array: np.ndarray[Any, Any]) -> str:
-    """Hash the values of an array, and none of the padding between them."""
-    if array.dtype.names is not None:
-        parts = [_digest(array[name]) for name in array.dtype.names]
-        return xxhash.xxh3_128_hexdigest("".join(parts).encode())
-    if array.dtype.char in "gG":  # long doubles, which have padding of their own
-        return xxhash.xxh3_128_hexdigest(" ".join(map(str, array.ravel())).encode())
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).tobytes())
-
-
-def _canonical_atom(value: Any) -> Any:
-    """Return JSON values for what holds nothing else; None for what cannot be told apart."""
-    atom: Any = None
-    if isinstance(value, enum.Enum):
-        # A flag that combines others may have no name.
-        which = value.value if isinstance(value, enum.Flag) else value.name
-        atom = ["enum", name_of(type(value)), which]
-    elif isinstance(value, bool | np.bool_):
-        atom = bool(value)
-    elif isinstance(value, str):
-        atom = str(value)
-    elif isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
-        atom = ["int", hex(value)]
-    elif isinstance(value, float | np.float32 | np.float16):
-        atom = ["float", float(value).hex()]
-    elif isinstance(value, complex | np.generic):
-        atom = ["scalar", np.asarray(value).dtype.str, str(value)]
-    elif isinstance(value, bytes | os.PathLike):
-        kind = "bytes" if isinstance(value, bytes) else "path"
-        atom = [kind, os.fsencode(value).hex()]
-    return atom
+def _signature_of(function: Filler) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin that tells nothing of itself
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,13 +11,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import prefect
 import pytest
 from prefect.exceptions import ParameterTypeError
 from support import run, script
 
 import flowmap
 from flowmap import fillers
-from flowmap.errors import JobBusyError, OtherJobError, SegmentsFailedError
+from flowmap.errors import JobBusyError, OtherJobError, SegmentsFailedError, WrongTypeError
 from flowmap.lease import leased
 
 if TYPE_CHECKING:
@@ -172,6 +174,30 @@ def test_objects_are_turned_into_their_names(server: Server, tmp_path: Path) -> 
     shown = server.newest_run()["parameters"]
     assert shown["filler"] == "flowmap.fillers:arange"
     assert shown["dtype"] == [["a", "<f8"], ["b", "<i2", [2]]]
+
+
+def test_partial_is_a_filler_with_arguments(server: Server, tmp_path: Path) -> None:
+    """A partial becomes the name of its function, and what it binds is among the arguments."""
+    path, bound = tmp_path / "out.npy", functools.partial(fillers.arange, start=1, step=2)
+    asked: dict[str, Any] = {"shape": 5, "segments": 1, "executor": "threads"}
+    flowmap.fill_array(path, **asked, filler=bound, arguments={"start": 2.5})
+    assert np.load(path).tolist() == [2.5, 4.5, 6.5, 8.5, 10.5]
+    shown = flowmap.fill_array.serialize_parameters({"filler": bound, "arguments": None})
+    assert shown == {"filler": "flowmap.fillers:arange", "arguments": {"start": 1, "step": 2}}
+    plain = functools.partial(fillers.arange)
+    assert flowmap.fill_array.serialize_parameters({"filler": plain})["filler"] == (
+        "flowmap.fillers:arange"
+    )
+    with pytest.raises(ParameterTypeError, match="arguments"):
+        flowmap.fill_array(path, **asked, filler=bound, arguments=[1])
+
+
+def test_task_and_flow_are_not_fillers(tmp_path: Path) -> None:
+    """A task or a flow of Prefect is refused as a filler: each block would be a run."""
+    for decorate in (prefect.task, prefect.flow):
+        with pytest.raises(WrongTypeError, match=r"halves\.fn"):
+            flowmap.allocate(tmp_path / "out.npy", 5, "f8", filler=decorate(halves))
+    assert not list(tmp_path.iterdir())
 
 
 def test_filler_without_a_name_is_refused(server: Server, tmp_path: Path) -> None:
