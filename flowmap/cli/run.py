@@ -6,7 +6,17 @@ from typing import Literal
 
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Flag, Shape, TargetPath
+from flowmap.cli.parameters import (
+    Arguments,
+    AsJson,
+    DType,
+    FillerName,
+    Flag,
+    Seconds,
+    Shape,
+    TargetPath,
+    WholeNumber,
+)
 from flowmap.errors import FlowmapError, InvalidArgumentError, printable
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
@@ -20,15 +30,15 @@ def run(
     dtype: DType = "<f8",
     filler: FillerName = "arange",
     arguments: Arguments = None,
-    segments: int | None = None,
-    block_rows: int | None = None,
+    segments: WholeNumber | None = None,
+    block_rows: WholeNumber | None = None,
     durability: Durability = "segment",
     executor: ExecutorName = "processes",
-    workers: int | None = None,
+    workers: WholeNumber | None = None,
     exist: Literal["resume", "error", "overwrite"] = "resume",
     fortran_order: Flag = False,
     reserve: bool = True,
-    checkpoint_seconds: float = 30,
+    checkpoint_seconds: Seconds = 30,
     finite: Flag = False,
     as_json: AsJson = False,
 ) -> Exit:
@@ -58,7 +68,7 @@ def run(
     _tell_mistakes_briefly()
     try:
         report = fill_array(
-            str(path),
+            path,
             shape,
             dtype,
             filler or "arange",
