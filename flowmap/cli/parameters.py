@@ -7,14 +7,15 @@ from cyclopts import Parameter
 from flowmap.cli import readers
 
 WholeNumber = Annotated[int, Parameter(converter=readers.whole_number)]
-Size = Annotated[int, Parameter(converter=readers.nbytes)]
-Seconds = Annotated[float, Parameter(converter=readers.seconds)]
-FilePath = Annotated[str, Parameter(converter=readers.path)]
-TargetPath = FilePath
+Size = Annotated[int, Parameter(converter=readers.nbytes, metavar="BYTES")]
+Seconds = Annotated[float, Parameter(converter=readers.seconds, metavar="SECONDS")]
+FilePath = Annotated[str, Parameter(converter=readers.path, metavar="FILE")]
+TargetPath = Annotated[str, Parameter(converter=readers.path)]
 Shape = Annotated[
     Any,
     Parameter(
         converter=readers.shape,
+        metavar="N,N,...",
         help="Elements along each axis: 1000 or 1000,50; of a single value '()'.",
     ),
 ]
@@ -22,6 +23,7 @@ Segments = Annotated[
     Any,
     Parameter(
         converter=readers.segments,
+        metavar="N",
         help="How many, or the rows of each: 64 or 500,300,200. Left out: by the size.",
     ),
 ]
@@ -29,6 +31,7 @@ DType = Annotated[
     Any,
     Parameter(
         converter=readers.dtype,
+        metavar="DTYPE",
         help='Of one element: `"<f8"`, or fields in JSON: `[["t", "<f8"], ["v", "<f4", [3]]]`.',
     ),
 ]
@@ -36,17 +39,21 @@ FillerName = Annotated[
     str | None,
     Parameter(
         converter=readers.filler,
+        metavar="NAME",
         help="module:function, or file.py:function, marked with @flowmap.filler; or arange, "
         "constant, copy, linspace, random.",
     ),
 ]
 if TYPE_CHECKING:
     Arguments = dict[str, Any] | None
-else:  # which the reader makes of a list: cyclopts gathers what is given for several
+else:  # a list, so that the option can be given again; pydantic, if loaded, checks the dict
     Arguments = Annotated[
-        list[str] | None,
+        list[str] | Any,
         Parameter(
             converter=readers.arguments,
+            accepts_keys=False,
+            json_list=False,
+            metavar="NAME=VALUE",
             negative="",
             help="Of the filler: `seed=1`, again for each; all in JSON, `'{\"seed\": 1}'`; or "
             "`@FILE` with such JSON.",
@@ -56,6 +63,8 @@ SegmentNames = Annotated[
     list[str] | None,
     Parameter(
         negative="",
+        json_list=False,
+        metavar="N",
         help="A number as in status, 7; several, 10-19 or 1,5,7; or a share of all, 3-of-64, "
         "as Snakemake names a scattered item.",
     ),
@@ -64,12 +73,13 @@ SentinelPath = Annotated[
     str | None,
     Parameter(
         converter=readers.path,
+        metavar="FILE",
         help="A file that is written once it is done: for Snakemake and its kind.",
     ),
 ]
 _FLAG: Final = Parameter(negative="", show_default=False)
 Flag = Annotated[bool, _FLAG]
-All = Annotated[bool, _FLAG, Parameter(name="--all", help="The same as the word all.")]
+All = Annotated[bool, _FLAG, Parameter(name="--all", help="All segments.")]
 AsJson = Annotated[
     bool, _FLAG, Parameter(name="--json", help="Print one JSON object, for scripts.")
 ]
