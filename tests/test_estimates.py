@@ -145,7 +145,7 @@ class TestBlocks:
         better = pilot(plan, measured(rows, seconds), row_bytes=row_bytes).better_block_rows
         assert (better and better.value) == value
         if better is not None:
-            assert 'exist="overwrite"' in better.reason
+            assert "exist='overwrite'" in better.reason
 
     def test_segment_is_the_limit(self) -> None:
         """No block is longer than its segment."""
@@ -196,7 +196,7 @@ class TestSegments:
         better = pilot(Plan(((segments, rows),)), figures, workers=workers).better_segments
         assert (better and better.value) == value
         if better is not None:
-            assert 'exist="overwrite"' in better.reason
+            assert "exist='overwrite'" in better.reason
 
     def test_the_longest_counts(self) -> None:
         """One that takes hours is found among many that do not."""
