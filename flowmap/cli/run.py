@@ -17,6 +17,7 @@ from flowmap.cli.parameters import (
     TargetPath,
     WholeNumber,
 )
+from flowmap.cli.serving import needing_server
 from flowmap.errors import FlowmapError, InvalidArgumentError, printable
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
@@ -67,23 +68,24 @@ def run(
 
     _tell_mistakes_briefly()
     try:
-        report = fill_array(
-            path,
-            shape,
-            dtype,
-            filler or "arange",
-            arguments,
-            segments=segments,
-            block_rows=block_rows,
-            durability=durability,
-            executor=executor,
-            workers=workers,
-            exist=exist,
-            fortran_order=fortran_order,
-            reserve=reserve,
-            checkpoint_seconds=checkpoint_seconds,
-            finite=finite,
-        )
+        with needing_server():
+            report = fill_array(
+                path,
+                shape,
+                dtype,
+                filler or "arange",
+                arguments,
+                segments=segments,
+                block_rows=block_rows,
+                durability=durability,
+                executor=executor,
+                workers=workers,
+                exist=exist,
+                fortran_order=fortran_order,
+                reserve=reserve,
+                checkpoint_seconds=checkpoint_seconds,
+                finite=finite,
+            )
     except ParameterTypeError as error:
         raise InvalidArgumentError(str(error)) from error
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -299,3 +300,15 @@ def test_killed_run(command: Command, folder: Path) -> None:
     assert "4 segments: 4 pending" in said.out
     assert "its process died" in command("status", "out.npy", "--segment", "all").out
     assert np.all(target.status()["state"] == "pending")
+
+
+def test_no_server(folder: Path) -> None:
+    """Where no Prefect server answers, the command says what to do, without a traceback."""
+    words = [sys.executable, "-m", "flowmap", "run", "out.npy", "--shape", "9", "--json"]
+    variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(
+        words, cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "No Prefect server answers" in strict(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr
