@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from flowmap.human import count, seconds, size
 from flowmap.segments import plan_blocks, whole_pages
 from flowmap.storage import CHUNK
-from flowmap.wording import overwriting
+from flowmap.wording import overwriting, setting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -339,7 +339,7 @@ class Pilot:
                 *self._told_of_workers(),
                 f"{self._told_of_memory()} {self.room}",
                 *(
-                    f"Suggestion: {name}={better.value}. {better.reason}"
+                    f"Suggestion: {setting(**{name: better.value})}. {better.reason}"
                     for name, better in self._suggestions()
                     if better is not None
                 ),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flowmap.estimates import Measured, Pending, Pilot, Room
 from flowmap.segments import Plan, plan_segments
+from flowmap.wording import of_the_command_line
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -311,14 +312,21 @@ class TestText:
             (
                 "Suggestion: block_rows=125000. A block of 10 rows takes 1.0 µs, so little "
                 "that what each block costs beside it counts. To have that, allocate the "
-                'target anew with exist="overwrite": what is done is lost.'
+                "target anew with exist='overwrite': what is done is lost."
             ),
             (
                 "Suggestion: segments=8. A segment takes 1.0 µs, no longer than to record it. "
-                'To have that, allocate the target anew with exist="overwrite": what is done '
+                "To have that, allocate the target anew with exist='overwrite': what is done "
                 "is lost."
             ),
         ]
+
+    def test_suggestions_on_the_command_line(self) -> None:
+        """They are what is to be typed."""
+        with of_the_command_line():
+            text = str(pilot(Plan(((100_000, 10),)), measured(10, 1e-6)))
+        assert "Suggestion: --block-rows 125000. " in text
+        assert "anew with `flowmap alloc --exist overwrite`" in text
 
     @pytest.mark.parametrize(
         ("reserved", "free", "fits", "text"),

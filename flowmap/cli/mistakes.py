@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SEGMENTS: Final = re.compile(r"\d+(-\d+|-of-\d+)?|all")
 _WITH_SEGMENTS: Final = frozenset({"fill", "status", "reset"})
+_BOTH_WAYS: Final = frozenset({"--mark", "--no-mark", "--reserve", "--no-reserve"})
 _TRUTH: Final = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
 
@@ -40,7 +41,7 @@ def _explain_leftover(unused: Sequence[str], words: Sequence[str]) -> str:
     """Explain words that nothing takes, by the option before them."""
     first = unused[0]
     for option, word in pairwise(words):
-        if word == first and option.startswith("--") and word.lower() in _TRUTH:
+        if word == first and option in _BOTH_WAYS and word.lower() in _TRUTH:
             name = option.removeprefix("--").removeprefix("no-")
             return f"{option} takes no value: write --{name}, or --no-{name} for the opposite."
     option, values = _run_of(first, words)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 from typing import Literal
 
 from flowmap.cli.exits import Exit
@@ -21,6 +22,7 @@ from flowmap.cli.serving import needing_server
 from flowmap.errors import FlowmapError, InvalidArgumentError, printable
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
+from flowmap.wording import option
 
 
 def run(
@@ -87,12 +89,20 @@ def run(
                 finite=finite,
             )
     except ParameterTypeError as error:
-        raise InvalidArgumentError(str(error)) from error
+        raise InvalidArgumentError(_by_options(str(error))) from error
     if as_json:
         say_json({"path": str(report.path), "ok": report.ok, "digest": report.digest})
     else:
         say(str(report))
     return Exit.DONE
+
+
+def _by_options(text: str) -> str:
+    """Return what Prefect says of parameters, each named as the option that it is."""
+    _, *faults = re.split(r"^ - (\w+): ", text, flags=re.MULTILINE)
+    pairs = zip(faults[::2], faults[1::2], strict=True)
+    named = [f"{option(name)}: {fault.strip().rstrip('.')}." for name, fault in pairs]
+    return " ".join(named) or text
 
 
 class _Brief(logging.Formatter):
