@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import short
+from flowmap.fillers import published
 from flowmap.origin import look_in_working_directory
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _whole_numbers(text: str) -> int | list[int]:
     """Read "1000", "1000,50", "1000x50", "(1000, 50)"; "()" and "[]" are none.
 
     Raises:
-        ValueError: It is none of these; its message says what would be.
+        ValueError: It is none of these; its message, if it has one, says why.
     """
     plain = text.strip()
     enclosed = (plain[:1], plain[-1:]) in {("(", ")"), ("[", "]")}
@@ -171,16 +172,16 @@ def arguments(_type: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     """Read a filler's arguments: a JSON object, @FILE with one, NAME=VALUE, or several such."""
     chosen: dict[str, Any] = {}
     for token in tokens:
-        for name, value in _some_arguments(token.value):
+        for name, value in _some_arguments(token.value).items():
             if name in chosen:
                 raise ValueError(f"the argument {name} is given twice; give it once")
             chosen[name] = value
     return chosen
 
 
-def _some_arguments(text: str) -> list[tuple[str, Any]]:
+def _some_arguments(text: str) -> dict[str, Any]:
     if named := _NAMED.fullmatch(text.strip()):
-        return [(named[1], _value(named[1], named[2].strip()))]
+        return {named[1]: _value(named[1], named[2].strip())}
     where = short(text)
     if text.startswith("@"):
         where = f"the file {text[1:]}"
@@ -190,13 +191,13 @@ def _some_arguments(text: str) -> list[tuple[str, Any]]:
             why = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{where} cannot be read: {why}") from None
     try:
-        pairs = json.loads(text, object_pairs_hook=_Pairs)
+        found = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         hint = f", or @{text} for that file" if text.endswith(".json") else ""
         raise ValueError(f"{where} is not JSON ({error}); {_ARGUMENTS}{hint}") from None
-    if not isinstance(pairs, _Pairs):
+    if not isinstance(found, _Pairs):
         raise ValueError(f"{where} is not a JSON object; {_ARGUMENTS}")  # noqa: TRY004
-    return [(name, _plain(value)) for name, value in pairs]
+    return dict(_plain(found))
 
 
 _ARGUMENTS: Final = """write seed=1, or '{"seed": 1}'"""
@@ -209,11 +210,12 @@ class _Pairs(list[tuple[str, Any]]):
 def _plain(value: Any) -> Any:
     """Return a JSON value with its objects as dicts."""
     if isinstance(value, _Pairs):
-        names = [name for name, _ in value]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"the argument {name} is given twice; give it once")
-        return {name: _plain(each) for name, each in value}
+        plain = {name: _plain(each) for name, each in value}
+        if len(plain) < len(value):
+            names = [name for name, _ in value]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice} is given twice; give it once")
+        return plain
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
@@ -228,7 +230,7 @@ def _value(name: str, text: str) -> Any:
                 f"{short(text)}, the value of {name}, is not JSON; write a text in quotes: "
                 f"{quoted}"
             ) from None
-    if _literal(text) is not None or text in ("None", "nan", "inf", "-inf") or _number(text):
+    if _is_pythons(text):
         raise ValueError(
             f"{text}, the value of {name}, is not JSON; write a number as 1000, 0.5 or NaN, "
             f"and true, false or null; a text in quotes: {quoted}"
@@ -236,12 +238,12 @@ def _value(name: str, text: str) -> Any:
     return text
 
 
-def _number(text: str) -> bool:
-    """Return whether Python would read a text as a number."""
+def _is_pythons(text: str) -> bool:
+    """Return whether Python would read a text as a number or a constant."""
     try:
         float(text)
     except ValueError:
-        return False
+        return text == "None" or _literal(text) is not None
     return True
 
 
@@ -255,7 +257,7 @@ def filler(_type: Any, tokens: Sequence[Token]) -> str:
     if not (colon and file.endswith(".py")):
         if colon:
             look_in_working_directory(file)
-        elif "." in file:
+        elif "." in file and file not in published():
             module, _, last = file.rpartition(".")
             raise ValueError(f"{short(text)} is not a filler's name; write {module}:{last}")
         return text
