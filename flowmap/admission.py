@@ -22,6 +22,7 @@ from flowmap.errors import (
 from flowmap.job import read_job
 from flowmap.segments import Segment
 from flowmap.storage import NotRegularError, open_existing
+from flowmap.wording import call, overwriting, segments_anew
 from flowmap.work import describe
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _opened(segment: Segment) -> Iterator[tuple[int, bool]]:
             except PermissionError:
                 descriptor, writable = open_existing(segment.path), False
         except FileNotFoundError as error:
-            message = f"{segment.name}: there is no target here; allocate() makes it"
+            message = f"{segment.name}: there is no target here; {call('allocate')} makes it"
             raise NotFoundError(2, message, str(segment.path)) from error
         except NotRegularError as error:
             raise DamagedJobError(
@@ -110,7 +111,7 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
         raise OtherWorkError(
             f"{job.path} is pinned to {describe(job.work)}; for {segment.name} you gave "
             f"{describe(work.describe())}. Fill it by the same work, or allocate another "
-            'target, or this one anew with exist="overwrite".',
+            f"target, or this one anew with {overwriting()}.",
             segment=segment.name,
         )
     with told(f"{segment.name}: cannot read the target; look at the disk", segment.path):
@@ -118,7 +119,7 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
     if problem is not None:
         raise DamagedJobError(
             f"{segment.name}: {job.path} {problem}: something else wrote to it. Restore it "
-            'from a copy, or begin anew with exist="overwrite".',
+            f"from a copy, or begin anew with {overwriting()}.",
             path=str(job.path),
         )
 
@@ -127,6 +128,6 @@ def _refuse_other_job(job: Job, segment: Segment) -> None:
     if segment.job != job.id:
         raise OtherJobError(
             f"{segment.name} belongs to another allocation of {job.path}, which was allocated "
-            "anew since. Take the segments from open_target(path).",
+            f"anew since. {segments_anew()}",
             path=str(job.path),
         )

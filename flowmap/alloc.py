@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from flowmap._version import __version__
-from flowmap.arguments import flag, seconds, whole
+from flowmap.arguments import check_one_of, flag, seconds, whole
 from flowmap.errors import (
     DamagedJobError,
     FlowmapError,
@@ -27,6 +27,7 @@ from flowmap.errors import (
     OtherJobError,
     StorageError,
     TargetExistsError,
+    cut,
     short,
     storage_error,
 )
@@ -40,6 +41,7 @@ from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.sidecar import Sidecar, absolute, output_path
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
+from flowmap.wording import either, option, setting
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
@@ -116,9 +118,11 @@ def allocate(
         LockTimeoutError: Another process held the header lock too long.
         StorageError: There is no such folder, no space, no permission.
     """
-    wanted = _Wanted.of(
-        output_path(path),
-        Layout.of(shape, dtype, fortran_order),
+    return allocate_or_attach(
+        path,
+        shape,
+        dtype,
+        fortran_order=fortran_order,
         segments=segments,
         block_rows=block_rows,
         exist=exist,
@@ -128,7 +132,15 @@ def allocate(
         checkpoint_seconds=checkpoint_seconds,
         filler=filler,
         arguments=arguments,
-    )
+    )[0]
+
+
+def allocate_or_attach(
+    path: str | os.PathLike[str], shape: object, dtype: DTypeLike, **asked: Any
+) -> tuple[Target, bool]:
+    """Do what `allocate` does, given all of its options; return also whether it is new."""
+    layout = Layout.of(shape, dtype, asked.pop("fortran_order"))
+    wanted = _Wanted.of(output_path(path), layout, **asked)
     check_folder(wanted.path)
     for _ in range(1, _TRIES):
         with contextlib.suppress(NotFoundError):
@@ -136,8 +148,8 @@ def allocate(
     return _allocated(wanted)
 
 
-def _allocated(wanted: _Wanted) -> Target:
-    """Attach to the job that is there, or make it."""
+def _allocated(wanted: _Wanted) -> tuple[Target, bool]:
+    """Attach to the job that is there, or make it: then it is new."""
     sidecar = Sidecar.of(wanted.path)
     try:
         target = wanted.attach()
@@ -151,7 +163,7 @@ def _allocated(wanted: _Wanted) -> Target:
             raise
         target = None
     if target is not None:
-        return target
+        return target, False
     wanted.check_file_system()
     try:
         make_folder(sidecar.folder)
@@ -159,16 +171,20 @@ def _allocated(wanted: _Wanted) -> Target:
         target = _made_meanwhile(wanted, sidecar)
         if target is None:
             raise
-        return target
+        return target, False
     with header_lock(sidecar.folder):
         remove_stale(sidecar)
         try:
-            return wanted.attach() or Target(_make(wanted))
+            return _attached_or_made(wanted)
         except OtherJobError:
             if wanted.exist != "renew":
                 raise
-            wanted = replace(wanted, exist="overwrite")
-            return wanted.attach() or Target(_make(wanted))
+            return _attached_or_made(replace(wanted, exist="overwrite"))
+
+
+def _attached_or_made(wanted: _Wanted) -> tuple[Target, bool]:
+    target = wanted.attach()
+    return (Target(_make(wanted)), True) if target is None else (target, False)
 
 
 def _made_meanwhile(wanted: _Wanted, sidecar: Sidecar) -> Target | None:
@@ -199,17 +215,18 @@ class _Wanted:
     @classmethod
     def of(cls, path: Path, layout: Layout, **asked: Any) -> _Wanted:
         """Check every argument, before the disk is touched."""
-        _one_of("exist", asked["exist"], EXISTS)
-        _one_of("durability", asked["durability"], DURABILITIES)
-        align = whole("align", asked["align"])
+        check_one_of(option("exist"), asked["exist"], EXISTS)
+        check_one_of(option("durability"), asked["durability"], DURABILITIES)
+        align = whole(option("align"), asked["align"])
         if not 64 <= align <= 2**62 or align & (align - 1):  # noqa: PLR2004 -- 64: the format's
             raise InvalidArgumentError(
-                f"align is {short(align)}; it takes a power of two from 64 to 2**62."
+                f"{option('align')} is {short(align)}; it takes a power of two from 64 to "
+                "2**62."
             )
-        reserve = flag("reserve", asked["reserve"])
+        reserve = flag(option("reserve"), asked["reserve"])
         if asked["filler"] is None and asked["arguments"] is not None:
             raise InvalidArgumentError(
-                "arguments are given but no filler; they pin it only with one."
+                f"{option('arguments')} are given but no filler; they pin it only with one."
             )
         plan = plan_segments(layout.rows, layout.row_bytes, asked["segments"], align)
         longest = max((rows for _, rows in plan.runs), default=1)
@@ -223,7 +240,9 @@ class _Wanted:
             reserve=reserve,
             align=align,
             durability=asked["durability"],
-            checkpoint_seconds=seconds("checkpoint_seconds", asked["checkpoint_seconds"]),
+            checkpoint_seconds=seconds(
+                option("checkpoint_seconds"), asked["checkpoint_seconds"]
+            ),
             work=None if work is None else work.describe(),
             reads=None if work is None else _naming(path, work.arguments),
         )
@@ -238,8 +257,9 @@ class _Wanted:
             raise storage_error(error, "cannot look at the target", self.path) from error
         if self.exist == "error":
             raise TargetExistsError(
-                f"{self.path} exists already. Choose another path, or pass exist='resume' to "
-                "attach to the job there, or exist='overwrite' to replace it.",
+                f"{self.path} exists already. Choose another path, or pass "
+                f"{setting(exist='resume')} to attach to the job there, or "
+                f"{setting(exist='overwrite')} to replace it.",
                 path=str(self.path),
             )
         if self.exist == "overwrite":
@@ -277,8 +297,8 @@ class _Wanted:
         }
         for name, (there, wanted) in pairs.items():
             if there != wanted:
-                both = f"{name} {short(there)}", f"{name} {short(wanted)}"
-                self._refuse(*both)
+                words = either(name, name.replace("_", " "))
+                self._refuse(f"{words} {cut(str(there))}", f"{words} {cut(str(wanted))}")
         if self.work is not None:
             if job.work is None:
                 self._refuse("no work pinned", f"the work {describe(self.work)}")
@@ -290,7 +310,8 @@ class _Wanted:
     def _refuse(self, there: str, wanted: str) -> None:
         raise OtherJobError(
             f"{self.path} holds another job: it has {there}, and {wanted} was asked for. Ask "
-            "for the same, choose another path, or replace it with exist='overwrite'.",
+            f"for the same, choose another path, or replace it with "
+            f"{setting(exist='overwrite')}.",
             path=str(self.path),
         )
 
@@ -330,13 +351,6 @@ def _names(value: str | os.PathLike[str], path: Path) -> bool:
         return path in (absolute(named), Path(os.path.realpath(named)))
     except (FlowmapError, OSError, ValueError):
         return False
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        raise InvalidArgumentError(
-            f"{name} is {short(value)}; it takes one of {', '.join(allowed)}."
-        )
 
 
 def _make(wanted: _Wanted) -> Job:

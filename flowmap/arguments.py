@@ -1,4 +1,4 @@
-"""Arguments that must be whole numbers, seconds, or true or false: nothing that looks so."""
+"""Arguments that must be whole numbers, seconds, true or false, or one of some texts."""
 
 from __future__ import annotations
 
@@ -85,3 +85,15 @@ def seconds(name: str, value: Any) -> float:
     if not 0 <= checked < math.inf:
         raise InvalidArgumentError(f"{name} is {short(value)}; it takes 0 seconds or more.")
     return checked
+
+
+def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a text that is not one of some.
+
+    Raises:
+        InvalidArgumentError: It is none of them.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidArgumentError(
+            f"{name} is {short(value)}; it takes one of {', '.join(allowed)}."
+        )

@@ -38,6 +38,7 @@ from flowmap.kernel import drop_cached, forget_cached, start_writeback
 from flowmap.records import FINISHED, REASON_BYTES
 from flowmap.sidecar import Sidecar
 from flowmap.storage import CHUNK, PAGE, look_afresh, opened, read_into, sync_data, write_all
+from flowmap.wording import segments_anew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -331,7 +332,7 @@ class Attempt:
         return OtherJobError(
             f"{self.segment.name}: {self.job.path} was allocated anew, moved or removed while "
             "the segment was being filled; the rows went into the file that was there before. "
-            "Take the segments from open_target(path) and fill them.",
+            f"{segments_anew()}",
             path=str(self.job.path),
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowmap.errors import StorageError
 from flowmap.segments import Block, Segment
 from flowmap.storage import CHUNK, buffer_of
+from flowmap.wording import option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ def _new_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
     except (OSError, MemoryError) as error:
         message = (
             f"{segment.name}: there is no memory for a block of {nbytes} bytes; allocate the "
-            "target with fewer block_rows, or use fewer workers"
+            f"target with fewer {option('block_rows')}, or use fewer workers"
         )
         raise StorageError(errno.ENOMEM, message) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from flowmap.errors import InvalidArgumentError
+from flowmap.errors import InvalidArgumentError, cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from flowmap.segments import Segment
     from flowmap.target import Target
 
-_NUMBER: Final = re.compile(r"\d+")
-_RANGE: Final = re.compile(r"(\d+)-(\d+)")
-_SHARE: Final = re.compile(r"(\d+)-of-(\d+)")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_RANGE: Final = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+_SHARE: Final = re.compile(r"([0-9]{1,18})-of-([0-9]{1,18})")
 
 
 def segments_of(target: Target, names: Sequence[str]) -> list[Segment]:
     """Return the segments that some names stand for, each once, in order.
 
-    "7" is the segment with that number, counted from 0 as everywhere; "10-19" are ten; "all"
-    are all. "3-of-64" is the third of 64 shares of all segments, counted from 1 as Snakemake
-    does: of as many shares as there are segments each is one segment; of fewer, some
-    neighbours; of more, some are none.
+    "7" is the segment with that number, counted from 0 as everywhere; "10-19" are ten; "1,5,7"
+    are three; "all" are all. "3-of-64" is the third of 64 shares of all segments, counted from
+    1 as Snakemake does: of as many shares as there are segments each is one segment; of fewer,
+    some neighbours; of more, some are none.
 
     Args:
         target: The target.
@@ -34,7 +34,8 @@ def segments_of(target: Target, names: Sequence[str]) -> list[Segment]:
         InvalidArgumentError: A name stands for no segments of this target.
     """
     count = len(target.segments)
-    indices = {index for name in names for index in _indices(name, count, target)}
+    parts = [part.strip() for name in names for part in name.split(",")]
+    indices = {index for part in parts for index in _indices(part, count, target)}
     return [target.segments[index] for index in sorted(indices)]
 
 
@@ -49,7 +50,8 @@ def _indices(name: str, count: int, target: Target) -> range:
         return range(int(name), int(name) + 1)
     elif (ends := _RANGE.fullmatch(name)) and int(ends[1]) <= int(ends[2]) < count:
         return range(int(ends[1]), int(ends[2]) + 1)
+    there = f"has 0 to {count - 1}" if count else "has none"
     raise InvalidArgumentError(
-        f"{name!r} names no segments of {target.path}, which has 0 to {count - 1}. Write a "
-        "number, 7, a range, 10-19, or a share, 3-of-64."
+        f"{cut(repr(name))} names no segments of {target.path}, which {there}. Write a number, "
+        "7, several, 1,5,7, a range, 10-19, or a share, 3-of-64."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import time
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import ClaimLostError
 from flowmap.ledger import damaged
+from flowmap.liveness import new_token
 from flowmap.records import ATTEMPTS, FINISHED, SegmentRecord, advanced, place_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Claim:
             attempt=self._attempt,
             sequence=0,
             work=work,
-            token=secrets.token_hex(16),
+            token=new_token(),
             started=now,
             finished=now,
             host=socket.gethostname(),

@@ -32,6 +32,7 @@ from flowmap.errors import (
 from flowmap.extras import extra
 from flowmap.local_cluster import local_cluster
 from flowmap.segments import Segment
+from flowmap.wording import setting
 from flowmap.workers import TRIES
 from flowmap.write import STOP
 
@@ -123,7 +124,7 @@ class Dask(Executor):
             where = f"at {address}" if address else "of this machine"
             raise ClusterError(
                 f"There is no Dask cluster {where}: {said(error).rstrip('.')}. Start one with "
-                "`dask scheduler` and `dask worker`, or use executor='processes'."
+                f"`dask scheduler` and `dask worker`, or use {setting(executor='processes')}."
             ) from error
         return client
 

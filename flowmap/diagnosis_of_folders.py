@@ -16,7 +16,7 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, Final
 
-from flowmap import human
+from flowmap import human, wording
 from flowmap.errors import FlowmapError
 from flowmap.findings import Finding, guarded, refused
 from flowmap.kernel import job_mark, mark_job, reserve_range
@@ -135,7 +135,8 @@ def _kind(folder: Path) -> Iterator[Finding]:
             "note",
             f"{folder} is on {kind}, where two hosts that write to one page of {PAGE} bytes "
             "lose data.",
-            "Leave segments and align of allocate() to flowmap, which cuts at pages.",
+            f"Leave {wording.option('segments')} and {wording.option('align')} of "
+            f"{wording.call('allocate')} to flowmap, which cuts at pages.",
         )
     elif kind in _IN_MEMORY:
         yield Finding(

@@ -22,6 +22,7 @@ from flowmap.records import FINISHED
 from flowmap.sidecar import absolute
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
+from flowmap.wording import setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,7 +171,8 @@ def _memory() -> Iterator[Finding]:
             "memory",
             "note",
             f"{SEMAPHORES} is missing or not writable, so that no worker process starts.",
-            'Pass executor="threads", or have it mounted: mount -t tmpfs tmpfs /dev/shm',
+            f"Pass {setting(executor='threads')}, or have it mounted: "
+            "mount -t tmpfs tmpfs /dev/shm",
         )
     else:
         yield Finding("memory", "ok", "Worker processes find what they need.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 from typing import TYPE_CHECKING, Any, Final
@@ -114,6 +115,19 @@ def parsed_json(text: bytes) -> dict[str, Any]:
     if not same:
         raise ValueError("its checksum does not match")
     return dict(document)
+
+
+def without_nan(value: Any) -> Any:
+    """Return JSON values with NaN and infinities as texts, since JSON has no such numbers.
+
+    "NaN", "Infinity" and "-Infinity" are what Python's `float` and JavaScript's `Number` read;
+    null would not tell them apart.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    return [without_nan(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _checksum(document: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from flowmap.errors import InvalidArgumentError, WrongTypeError, said, short
+from flowmap.wording import option
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -72,7 +73,7 @@ def as_dtype(dtype: DTypeLike | list[Any]) -> np.dtype[Any]:
     except _NO_DTYPE as error:
         kind = WrongTypeError if isinstance(error, TypeError) else InvalidArgumentError
         raise kind(
-            f"dtype is {short(dtype)}, which NumPy does not take: {said(error)}"
+            f"{option('dtype')} is {short(dtype)}, which NumPy does not take: {said(error)}"
         ) from error
     return asked
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from flowmap.human import count, seconds, size
 from flowmap.segments import plan_blocks, whole_pages
 from flowmap.storage import CHUNK
+from flowmap.wording import overwriting, setting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +34,6 @@ _IDLE: Final = 10.0  # seconds of each worker: what is over sooner is well as it
 _ALWAYS_FINE: Final = 64  # segments: what is chosen where nobody asks
 _MOST: Final = 10_000  # segments: as task runs that a server can still record
 _FAR: Final = 2  # a suggestion differs by this factor at least
-
-_ANEW: Final = (
-    'To have that, allocate the target anew with exist="overwrite": what is done is lost.'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +237,7 @@ class Pilot:
             why = "so little that what each block costs beside it counts"
         else:
             return None
-        return Suggestion(wanted, f"{took}, {why}. {_ANEW}")
+        return Suggestion(wanted, f"{took}, {why}. {_anew()}")
 
     @property
     def better_segments(self) -> Suggestion | None:
@@ -272,7 +269,7 @@ class Pilot:
             wanted, why = fewer, f"{count(present)} segments are more than can be watched"
         else:
             return None
-        return Suggestion(wanted, f"{why}. {_ANEW}")
+        return Suggestion(wanted, f"{why}. {_anew()}")
 
     @property
     def _longest(self) -> int:
@@ -342,7 +339,7 @@ class Pilot:
                 *self._told_of_workers(),
                 f"{self._told_of_memory()} {self.room}",
                 *(
-                    f"Suggestion: {name}={better.value}. {better.reason}"
+                    f"Suggestion: {setting(**{name: better.value})}. {better.reason}"
                     for name, better in self._suggestions()
                     if better is not None
                 ),
@@ -386,3 +383,7 @@ class Pilot:
 
 def _rows(number: int) -> str:
     return "1 row" if number == 1 else f"{count(number)} rows"
+
+
+def _anew() -> str:
+    return f"To have that, allocate the target anew with {overwriting()}: what is done is lost."

@@ -31,6 +31,7 @@ from flowmap.progress import Progress, Tally
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
+from flowmap.wording import either, option, overwriting, setting
 from flowmap.work import Work, describe
 from flowmap.workers import Processes, Threads
 from flowmap.write import fill_work
@@ -128,17 +129,20 @@ def _workers_of(name: str | Executor, workers: int | None) -> int:
         if workers is not None:
             which = "this one" if isinstance(name, Executor) else f"the cluster at {address}"
             raise InvalidArgumentError(
-                f"workers is {workers!r}, but {which} has its own: leave it out."
+                f"{option('workers')} is {workers!r}, but {which} has its own: leave it out."
             )
         return 0
     if name not in EXECUTORS:
         raise InvalidArgumentError(
-            f"executor is {name!r}; it takes {', '.join(EXECUTORS)}, the address of a Dask "
-            "scheduler, or any concurrent.futures.Executor."
+            f"{option('executor')} is {name!r}; it takes {', '.join(EXECUTORS)}, "
+            + either(
+                "the address of a Dask scheduler, or any concurrent.futures.Executor.",
+                "or the address of a Dask scheduler.",
+            )
         )
-    count = available_cpus() if workers is None else whole("workers", workers)
+    count = available_cpus() if workers is None else whole(option("workers"), workers)
     if count < 1:
-        raise InvalidArgumentError(f"workers is {count}; it takes 1 or more.")
+        raise InvalidArgumentError(f"{option('workers')} is {count}; it takes 1 or more.")
     return count
 
 
@@ -277,7 +281,7 @@ def refuse_other_work(target: Target, work: Work) -> None:
         return
     raise OtherWorkError(
         f"{target.path} {fault}; you gave {describe(work.describe())}. Run the "
-        "same work, or allocate another target, or this one anew with exist='overwrite'.",
+        f"same work, or allocate another target, or this one anew with {overwriting()}.",
     )
 
 
@@ -313,11 +317,11 @@ def _other_arguments(target: Target) -> list[str]:
     """Say what a job that is pinned to its work makes of changed arguments."""
     if target.job.work is None:
         return []
-    return ["Other arguments are another job: exist='overwrite' begins that anew."]
+    return [f"Other arguments are another job: {overwriting()} begins that anew."]
 
 
 def _reason(segment: Segment, error: BaseException) -> str:
     text = str(error) if isinstance(error, FlowmapError) else said(error)
     if isinstance(error, PicklingError):
-        text += "; pass arguments that can be pickled, or use executor='threads'"
+        text += f"; pass arguments that can be pickled, or use {setting(executor='threads')}"
     return text if segment.name in text else f"{segment.name}: {text}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from flowmap._version import __version__
-from flowmap.documents import read_json, staged_json
+from flowmap.documents import read_json, staged_json, without_nan
 from flowmap.errors import ForeignFileError, InvalidArgumentError, storage_error
 from flowmap.job import refuse_replaced
 from flowmap.records import rows_kept
@@ -17,6 +16,7 @@ from flowmap.sealing import digest_if_done, seal_of, state_of
 from flowmap.sidecar import Sidecar, absolute, output_path
 from flowmap.storage import NotRegularError, put_in_place
 from flowmap.target import open_target
+from flowmap.wording import either
 
 if TYPE_CHECKING:
     import os
@@ -44,7 +44,8 @@ _FIELDS: Final[dict[str, type]] = {
 def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return all that is known of a job, as JSON values.
 
-    Volatile arguments are not among it, since they are recorded nowhere.
+    Volatile arguments are not among it, since they are recorded nowhere. Numbers that JSON does
+    not have are texts: "NaN", "Infinity", "-Infinity".
 
     Args:
         path: Of the target, or the target.
@@ -79,17 +80,18 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     works = _works(job, status)
     refuse_replaced(job)
     names = status.dtype.names or ()
-    return {
+    document = {
         "format": FORMAT,
         "flowmap": __version__,
         "exported": time.time(),
         "path": str(job.path),
-        "job": json.loads(json.dumps(job.document())),  # a dtype has tuples, and JSON has none
+        "job": job.document(),
         "works": works,
         "segments": [dict(zip(names, row, strict=True)) for row in status.tolist()],
         "seal": seal,
         "summary": _summary(job, status, seal),
     }
+    return dict(without_nan(document))
 
 
 def _looks(target: Target) -> tuple[dict[str, Any] | None, NDArray[Any], dict[str, Any] | None]:
@@ -153,10 +155,11 @@ def export(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> dict[s
         OtherJobError, NotFoundError, DamagedJobError, StorageError: As in `record_of`; or the
             file cannot be written.
     """
-    place = output_path(file, "file", ".json")
+    name = either("file", "--export")
+    place = output_path(file, name, ".json")
     if place == absolute(path):
         raise InvalidArgumentError(
-            f"file is {place}, which is the target. Choose another name."
+            f"{name} is {place}, which is the target. Choose another name."
         )
     document = record_of(path)
     earlier = _earlier(place)

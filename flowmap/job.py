@@ -28,6 +28,7 @@ from flowmap.sidecar import FORMAT, Sidecar, check_records
 from flowmap.storage import NotRegularError, opened
 from flowmap.texts import ParsedTexts
 from flowmap.windows import Window
+from flowmap.wording import call, overwriting
 from flowmap.work import describe
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def read_job(path: Path) -> Job:
             sidecar.look_afresh()  # another host may have made it
         found = path.lstat()
     except FileNotFoundError as error:
-        message = "there is no target here; allocate() makes it"
+        message = f"there is no target here; {call('allocate')} makes it"
         raise NotFoundError(error.errno or 2, message, str(path)) from error
     except OSError as error:
         raise storage_error(error, "cannot look for the target", path) from error
@@ -281,7 +282,7 @@ def read_job(path: Path) -> Job:
             if os.path.lexists(sidecar.intent):
                 raise DamagedJobError(
                     f"{path}: an overwrite of this target was cut short, and what is there is "
-                    'not whole. Allocate it again with exist="overwrite".',
+                    f"not whole. Allocate it again with {overwriting()}.",
                     path=str(path),
                 ) from error
             missing = error
@@ -294,7 +295,7 @@ def read_job(path: Path) -> Job:
             raise storage_error(error, "cannot read the job", sidecar.job) from error
     raise ForeignFileError(
         f"{path} was not allocated by flowmap (there is no {sidecar.job}), or its records were "
-        "deleted. numpy.load opens it; only allocate(..., exist='overwrite') replaces it.",
+        f"deleted. NumPy opens it; only {call('allocate', exist='overwrite')} replaces it.",
         path=str(path),
     ) from missing
 
@@ -335,7 +336,7 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
             if job.id == before.id:  # no overwrite came between the looks at the two
                 raise DamagedJobError(
                     f"{path} {problem}: something else wrote to it, or it is another file. "
-                    'Restore it from a copy, or begin anew with exist="overwrite".',
+                    f"Restore it from a copy, or begin anew with {overwriting()}.",
                     path=str(path),
                 )
         yield job, descriptor
@@ -378,6 +379,6 @@ def replaced(path: Path) -> OtherJobError:
 def _damaged_job(sidecar: Sidecar, path: Path, why: str) -> DamagedJobError:
     return DamagedJobError(
         f"{sidecar.job} is damaged, or of another version of flowmap: {why}. Restore it from a "
-        'copy, or begin anew with exist="overwrite".',
+        f"copy, or begin anew with {overwriting()}.",
         path=str(path),
     )

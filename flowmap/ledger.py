@@ -39,6 +39,7 @@ from flowmap.storage import (
     sync_data,
     write_all,
 )
+from flowmap.wording import overwriting, segments_anew
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,8 +159,8 @@ class Ledger:
             if other and checksum_matches(slot.tobytes()):
                 raise OtherJobError(
                     f"{name}: the ledger {self.path} holds records of another job; the target "
-                    "was allocated anew meanwhile, or the ledger came from elsewhere. Take "
-                    "the segments from open_target(path).",
+                    "was allocated anew meanwhile, or the ledger came from elsewhere. "
+                    f"{segments_anew()}",
                     path=str(self.path),
                 )
 
@@ -290,6 +291,6 @@ def damaged(path: Path, what: str) -> DamagedJobError:
     """Return the error for a ledger that is not as it was written."""
     return DamagedJobError(
         f"The ledger {path} {what}: nothing is known of which segments are done. Restore it "
-        'from a copy, or begin anew with exist="overwrite".',
+        f"from a copy, or begin anew with {overwriting()}.",
         path=str(path),
     )

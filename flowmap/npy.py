@@ -25,6 +25,7 @@ from flowmap.arguments import flag, wholes
 from flowmap.dtypes import checked_dtype, descr_of, dtype_from_descr, refuse_division, split
 from flowmap.errors import InvalidArgumentError, said, short
 from flowmap.storage import CHUNK, PAGE
+from flowmap.wording import option
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -280,8 +281,10 @@ def header_digest(header: bytes) -> str:
 
 
 def _check_shape(shape: object) -> tuple[int, ...]:
-    checked = wholes("shape", shape)
+    checked = wholes(option("shape"), shape)
     dimensions = checked if isinstance(checked, tuple) else (checked,)
     if any(n < 0 for n in dimensions):
-        raise InvalidArgumentError(f"shape is {short(dimensions)}; no axis can be negative.")
+        raise InvalidArgumentError(
+            f"{option('shape')} is {short(dimensions)}; no axis can be negative."
+        )
     return dimensions

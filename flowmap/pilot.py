@@ -36,6 +36,7 @@ from flowmap.machine import available_cpus
 from flowmap.segments import Block
 from flowmap.sidecar import Sidecar
 from flowmap.storage import CHUNK, sync_data, write_all
+from flowmap.wording import call, option
 from flowmap.workers import Processes
 from flowmap.write import compute
 
@@ -87,16 +88,16 @@ def pilot(target: Target, work: Work, workers: int | None = None) -> Pilot:
         StorageError: The disk refused, or there is no memory for a block.
     """
     cpus = available_cpus()
-    asked = cpus if workers is None else whole("workers", workers)
+    asked = cpus if workers is None else whole(option("workers"), workers)
     if asked < 1:
-        raise InvalidArgumentError(f"workers is {asked}; it takes 1 or more.")
+        raise InvalidArgumentError(f"{option('workers')} is {asked}; it takes 1 or more.")
     job = target.job
     left = _rows_left(target, work)
     (indices,) = np.nonzero(left)
     if not len(indices):
         raise InvalidArgumentError(
             f"Nothing of {job.path} is pending: every row is computed, and there is nothing to "
-            "measure. reset() makes segments pending again."
+            f"measure. {call('reset')} makes segments pending again."
         )
     pending = Pending(len(indices), int(left.sum()), int(left.max()))
     segments = [target.segments[index] for index in indices]

@@ -25,6 +25,7 @@ from flowmap.ledger import create_ledger
 from flowmap.machine import user_name
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import PAGE, created, link, rename, sync_folder, unlink, write_all
+from flowmap.wording import setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -312,6 +313,6 @@ def _advice(error: OSError, job: Job) -> str:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return tried
     return (
-        f"{tried}; free some space or choose another disk, or pass reserve=False for a sparse "
-        "file"
+        f"{tried}; free some space or choose another disk, or pass "
+        f"{setting(reserve=False)} for a sparse file"
     )

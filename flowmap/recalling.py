@@ -22,6 +22,7 @@ from flowmap.machine import user_name
 from flowmap.origin import differs, found_elsewhere, look_in_working_directory
 from flowmap.sidecar import Sidecar
 from flowmap.storage import opened
+from flowmap.wording import either
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _place(target: Target) -> Path:
         filled = f"was filled by {len(fingerprints)} works" if fingerprints else "has none"
         raise InvalidArgumentError(
             f"No filler is given, and the job of {target.path} {filled}. Name one, such as "
-            "'package.module:function'."
+            + either("'package.module:function'.", "--filler FILE.py:FUNCTION.")
         )
     return sidecar.work(fingerprints[0])
 
@@ -170,8 +171,9 @@ def _check_owner(
     fill = f"flowmap fill {shlex.quote(str(target.path))}"
     raise FillerRefusedError(
         f"{place} {whose}, and names the filler {filler}, which would run as you. It was not "
-        "imported. If you trust it, name it yourself, or pass trust=True. On the command line: "
-        f"{fill} --filler {filler}{arguments}, or {fill} --trust"
+        "imported. If you trust it, name it yourself, "
+        + either("or pass trust=True. On the command line: ", "or pass --trust: ")
+        + f"{fill} --filler {filler}{arguments}, or {fill} --trust"
     )
 
 

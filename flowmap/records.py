@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 
 from flowmap.errors import printable
+from flowmap.liveness import find_dead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -265,6 +266,8 @@ def digest_of(records: Iterable[SegmentRecord]) -> str:
 def status_of(slots: NDArray[Any]) -> NDArray[Any]:
     """Return what `Target.status` does: shape (segments,), dtype `STATUS`.
 
+    A segment whose process is known to be dead is pending, and keeps its rows.
+
     Args:
         slots: The slot of each segment that counts: shape (segments,), dtype `SLOT`.
     """
@@ -281,10 +284,14 @@ def status_of(slots: NDArray[Any]) -> NDArray[Any]:
         "pid",
     ):
         table[name] = slots[name]
+    for name in ("started", "finished"):  # other users may have written what is no time
+        table[name][~np.isfinite(table[name])] = 0.0
     for name in ("host", "reason"):  # other users may have written them
         table[name] = [printable(text) for text in slots[name].astype(str).tolist()]
     for name in ("digest", "work"):
         table[name] = [mark.hex() if any(mark) else "" for mark in slots[name].tolist()]
+    dead = find_dead(slots)
+    table["state"][dead], table["reason"][dead] = "pending", "its process died"
     return table
 
 

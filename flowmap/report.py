@@ -29,6 +29,7 @@ class ValidationReport:
         marked: The segments that were marked, so that running the job again repairs them.
         sealed: Whether the job was sealed as valid.
         notes: What was not recorded or synced, and why; no fault of the file.
+        damaged: The segments whose bytes are not what was recorded, marked or not.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class ValidationReport:
     marked: tuple[Segment, ...] = ()
     sealed: bool = False
     notes: tuple[str, ...] = ()
+    damaged: tuple[Segment, ...] = ()
 
     @property
     def ok(self) -> bool:

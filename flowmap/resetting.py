@@ -18,6 +18,7 @@ from flowmap.job import Job, refuse_replaced
 from flowmap.segments import Segment
 from flowmap.sidecar import Sidecar
 from flowmap.target import job_of
+from flowmap.wording import segments_anew
 
 if TYPE_CHECKING:
     import os
@@ -85,7 +86,6 @@ def _segment_of(one: Segment | int, known: tuple[Segment, ...], job: Job) -> Seg
         )
     if isinstance(one, Segment) and one != known[index]:
         raise InvalidArgumentError(
-            f"{one.name} is no segment of the job at {job.path} as it is now. Take segments "
-            "from open_target(path)."
+            f"{one.name} is no segment of the job at {job.path} as it is now. {segments_anew()}"
         )
     return known[index]

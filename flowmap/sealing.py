@@ -21,6 +21,7 @@ from flowmap.machine import umask
 from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.storage import NotRegularError, opened, sync_folder, unlink
+from flowmap.wording import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +105,7 @@ def lift(job: Job) -> None:
     except (FileNotFoundError, NotRegularError):
         pass  # then there is nothing to write to
     except OSError as error:
-        doing = "the target is sealed and read-only; its owner can reset() or fill it"
+        doing = f"the target is sealed and read-only; its owner can {call('reset')} or fill it"
         raise storage_error(error, doing, job.path) from error
     with told("cannot remove the seal", path):
         unlink(path, missing_ok=True)

@@ -14,6 +14,7 @@ from flowmap import markup
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, WrongTypeError, printable, short
 from flowmap.storage import CHUNK
+from flowmap.wording import either, option, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -188,22 +189,23 @@ class Plan:
             return None
         if offset % page:
             return (
-                "Pass segments=1, or shorten the dtype's field names: with a header as long as "
-                "theirs the data does not begin on a page"
+                f"Pass {setting(segments=1)}, or shorten the dtype's field names: with a "
+                "header as long as theirs the data does not begin on a page"
             )
         unit = page // math.gcd(page, row_bytes)
         if self.rows <= unit:
             padded = -(-row_bytes // page) * page
             return (
-                f"Pass segments=1, since no boundary between two of these {self.rows} rows is "
-                f"on a page, or pad each row to {padded} bytes"
+                f"Pass {setting(segments=1)}, since no boundary between two of these "
+                f"{self.rows} rows is on a page, or pad each row to {padded} bytes"
             )
         chosen = len(plan_segments(self.rows, row_bytes, None, page))
         counts = self.rows // (unit * _UNITS_TO_ALIGN)
         count = f", or a count of 2 to {counts}" if counts > 1 else ""
         return (
-            f"Pass align={page} and segments=None, which makes {chosen} segments{count}; or a "
-            f"list of row counts, each but the last a multiple of {unit}"
+            f"Pass {setting(align=page)} and {either('segments=None', 'no --segments')}, which "
+            f"makes {chosen} segments{count}; or a list of row counts, each but the last a "
+            f"multiple of {unit}"
         )
 
 
@@ -228,14 +230,15 @@ def plan_segments(
     unit = align // math.gcd(align, row_bytes) if row_bytes else 1
     if segments is None:
         return _equal(rows, unit, _choose_count(rows, row_bytes, unit)) if rows else Plan(())
-    asked = wholes("segments", segments)
+    asked = wholes(option("segments"), segments)
     if not rows:
         return Plan(())
     if isinstance(asked, tuple):
         return _exact(rows, asked)
     if not 1 <= asked <= rows:
         raise InvalidArgumentError(
-            f"segments is {short(asked)}, but the target has {rows} rows; ask for 1 to {rows}."
+            f"{option('segments')} is {short(asked)}, but the target has {rows} rows; ask for "
+            f"1 to {rows}."
         )
     aligned = rows >= asked * unit * _UNITS_TO_ALIGN
     return _equal(rows, unit if aligned else 1, asked)
@@ -258,12 +261,13 @@ def _equal(rows: int, unit: int, count: int) -> Plan:
 def _exact(rows: int, lengths: tuple[int, ...]) -> Plan:
     if any(length < 1 for length in lengths):
         raise InvalidArgumentError(
-            f"segments has {short(min(lengths))} rows in one place; each segment needs at "
-            "least one."
+            f"{option('segments')} has {short(min(lengths))} rows in one place; each segment "
+            "needs at least one."
         )
     if sum(lengths) != rows:
         raise InvalidArgumentError(
-            f"segments add up to {short(sum(lengths))} rows, but the target has {rows}."
+            f"{option('segments')} add up to {short(sum(lengths))} rows, but the target has "
+            f"{rows}."
         )
     return Plan(_run_lengths([(1, length) for length in lengths]))
 
@@ -287,10 +291,10 @@ def plan_blocks(row_bytes: int, longest: int, block_rows: int | None, align: int
         WrongTypeError, InvalidArgumentError: `block_rows` is no positive whole number.
     """
     if block_rows is not None:
-        asked = whole("block_rows", block_rows)
+        asked = whole(option("block_rows"), block_rows)
         if asked < 1:
             raise InvalidArgumentError(
-                f"block_rows is {short(asked)}; a block has at least one row."
+                f"{option('block_rows')} is {short(asked)}; a block has at least one row."
             )
         return max(1, min(asked, longest))
     rows = max(1, CHUNK // row_bytes if row_bytes else longest)

@@ -21,6 +21,7 @@ from flowmap.errors import (
 from flowmap.records import FINISHED
 from flowmap.sidecar import absolute, output_path
 from flowmap.storage import NotRegularError
+from flowmap.wording import option
 
 if TYPE_CHECKING:
     import os
@@ -47,10 +48,10 @@ def place_of(sentinel: str | os.PathLike[str], target: str | os.PathLike[str]) -
         ForeignFileError: Something else has it.
         NotFoundError, StorageError: Its folder does not exist, or cannot be looked at.
     """
-    place = output_path(sentinel, "sentinel", ".json")
+    place = output_path(sentinel, option("sentinel"), ".json")
     if place == absolute(target):
         raise InvalidArgumentError(
-            f"sentinel is {place}, which is the target. Choose another name."
+            f"{option('sentinel')} is {place}, which is the target. Choose another name."
         )
     with told("the folder of the sentinel cannot be looked at; make it first", place.parent):
         place.parent.stat()

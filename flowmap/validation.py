@@ -35,6 +35,7 @@ from flowmap.sidecar import Sidecar
 from flowmap.stopping import refuse_if_asked
 from flowmap.storage import CHUNK, open_existing, read_into, sync_data
 from flowmap.target import job_of
+from flowmap.wording import call, either, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,6 +152,7 @@ class _Validation:
             tuple(marked),
             sealed,
             tuple(notes),
+            tuple(self.segments[index] for index in sorted(gone)),
         )
 
     def _problem(self, segment: Segment, what: str) -> None:
@@ -183,7 +185,8 @@ class _Validation:
                 doing = (
                     "cannot sync the target, nor mark its segments as failed "
                     f"({said(second)}), so that a later validation may pass although rows are "
-                    "lost; look at the disk, reset() every segment and run the job again"
+                    f"lost; look at the disk, {call('reset')} every segment and run the job "
+                    "again"
                 )
             raise storage_error(error, doing, self.job.path) from error
 
@@ -247,7 +250,8 @@ class _Validation:
         if len(works) > 1:
             self.problems.append(
                 f"The segments were filled by {len(works)} different works (filler, version or "
-                "arguments). reset() those of the wrong one and run again, or pass mixed=True."
+                f"arguments). {call('reset')} those of the wrong one and run again, or pass "
+                f"{setting(mixed=True)}."
             )
 
     def _look_at_values(self, check: Check | None, *, finite: bool) -> None:
@@ -353,7 +357,8 @@ def _unsynced(written: list[SegmentRecord]) -> list[str]:
     if not written:
         return []
     return [
-        f"{len(written)} segments are written and not synced; validate(mark=True) does that."
+        f"{len(written)} segments are written and not synced; "
+        + either("validate(mark=True) does that.", "`flowmap validate` without --no-mark does.")
     ]
 
 

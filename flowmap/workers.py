@@ -29,6 +29,7 @@ from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
 from flowmap.segments import Segment
 from flowmap.stopping import killed_with_parent, note_signals, shield_children
+from flowmap.wording import setting
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Processes(Executor):
                         raise FillerNotFoundError(
                             f"{name}: a worker cannot load the filler or its arguments "
                             f"({_cause_of(error)}). Put them into a module that can be "
-                            "imported there too, or use executor='threads'."
+                            f"imported there too, or use {setting(executor='threads')}."
                         ) from error
                 else:
                     return result

@@ -29,6 +29,7 @@ from flowmap.mapped import MappedAttempt
 from flowmap.records import FINISHED
 from flowmap.root import LIMITS
 from flowmap.stopping import is_asked, stoppable
+from flowmap.wording import call
 from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ def _refuse_other_work(attempt: Attempt, work: Work) -> None:
         raise OtherWorkError(
             f"{attempt.segment.name} of {attempt.job.path} was done by "
             f"{attempt.job.describe_work(attempt.before.work)}; you gave "
-            f"{describe(work.describe())}. To compute it again reset() it; to keep both, "
-            "allocate another target.",
+            f"{describe(work.describe())}. To compute it again {call('reset')} it; to keep "
+            "both, allocate another target.",
             segment=attempt.segment.name,
         )
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flowmap.estimates import Measured, Pending, Pilot, Room
 from flowmap.segments import Plan, plan_segments
+from flowmap.wording import of_the_command_line
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -145,7 +146,7 @@ class TestBlocks:
         better = pilot(plan, measured(rows, seconds), row_bytes=row_bytes).better_block_rows
         assert (better and better.value) == value
         if better is not None:
-            assert 'exist="overwrite"' in better.reason
+            assert "exist='overwrite'" in better.reason
 
     def test_segment_is_the_limit(self) -> None:
         """No block is longer than its segment."""
@@ -196,7 +197,7 @@ class TestSegments:
         better = pilot(Plan(((segments, rows),)), figures, workers=workers).better_segments
         assert (better and better.value) == value
         if better is not None:
-            assert 'exist="overwrite"' in better.reason
+            assert "exist='overwrite'" in better.reason
 
     def test_the_longest_counts(self) -> None:
         """One that takes hours is found among many that do not."""
@@ -311,14 +312,21 @@ class TestText:
             (
                 "Suggestion: block_rows=125000. A block of 10 rows takes 1.0 µs, so little "
                 "that what each block costs beside it counts. To have that, allocate the "
-                'target anew with exist="overwrite": what is done is lost.'
+                "target anew with exist='overwrite': what is done is lost."
             ),
             (
                 "Suggestion: segments=8. A segment takes 1.0 µs, no longer than to record it. "
-                'To have that, allocate the target anew with exist="overwrite": what is done '
+                "To have that, allocate the target anew with exist='overwrite': what is done "
                 "is lost."
             ),
         ]
+
+    def test_suggestions_on_the_command_line(self) -> None:
+        """They are what is to be typed."""
+        with of_the_command_line():
+            text = str(pilot(Plan(((100_000, 10),)), measured(10, 1e-6)))
+        assert "Suggestion: --block-rows 125000. " in text
+        assert "anew with `flowmap alloc --exist overwrite`" in text
 
     @pytest.mark.parametrize(
         ("reserved", "free", "fits", "text"),

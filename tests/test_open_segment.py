@@ -244,7 +244,7 @@ class TestFailing:
         assert states(target)[0] == "failed"
 
     def test_killed(self, target: flowmap.Target) -> None:
-        """A process that is killed in the block leaves its segment running, to be filled."""
+        """A process that is killed in the block leaves its segment pending, to be filled."""
         program = """
             import sys, time, flowmap
             with flowmap.open_segment(flowmap.open_target(sys.argv[1]).segments[0]) as out:
@@ -255,10 +255,11 @@ class TestFailing:
         child = start(script(program, target.path))
         assert child.stdout is not None
         assert child.stdout.readline() == "stored\n"
+        assert states(target)[0] == "running"
         child.kill()
         child.wait()
         child.stdout.close()
-        assert states(target)[0] == "running"
+        assert states(target)[0] == "pending"
         flowmap.fill_segment(target.segments[0], fives)
         assert states(target)[0] == "done"
 

@@ -1,12 +1,9 @@
 """`flowmap alloc`."""
 
-import contextlib
-import os
-import socket
 from typing import Any
 
 from flowmap import sentinels
-from flowmap.alloc import Exist, allocate
+from flowmap.alloc import Exist, allocate_or_attach
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import quoted, say, say_json
 from flowmap.cli.parameters import (
@@ -15,17 +12,18 @@ from flowmap.cli.parameters import (
     DType,
     FillerName,
     Flag,
+    Seconds,
     Segments,
     SentinelPath,
     Shape,
+    Size,
     TargetPath,
+    WholeNumber,
 )
 from flowmap.cli.picture import described
-from flowmap.errors import FlowmapError
 from flowmap.job import Durability
 from flowmap.storage import PAGE
 from flowmap.summary import Summary
-from flowmap.target import job_of
 
 
 def alloc(
@@ -36,12 +34,12 @@ def alloc(
     dtype: DType = "<f8",
     fortran_order: Flag = False,
     segments: Segments = None,
-    block_rows: int | None = None,
+    block_rows: WholeNumber | None = None,
     exist: Exist = "resume",
     reserve: bool = True,
-    align: int = PAGE,
+    align: Size = PAGE,
     durability: Durability = "segment",
-    checkpoint_seconds: float = 30,
+    checkpoint_seconds: Seconds = 30,
     filler: FillerName = None,
     arguments: Arguments = None,
     sentinel: SentinelPath = None,
@@ -65,11 +63,8 @@ def alloc(
             the end, when the array is validated.
         checkpoint_seconds: Seconds between syncs within a segment.
     """
-    before = None
-    with contextlib.suppress(FlowmapError):  # there is none, or `allocate` says what is wrong
-        before = job_of(path).id
     place = None if sentinel is None else sentinels.place_of(sentinel, path)
-    target = allocate(
+    target, new = allocate_or_attach(
         path,
         shape,
         dtype,
@@ -87,8 +82,6 @@ def alloc(
     if place is not None:
         sentinels.write(place, target)
     summary = Summary.of(target)
-    maker = [target.job.made.get(key) for key in ("host", "pid")]  # no clock: hosts' differ
-    new = target.id != before and maker == [socket.gethostname(), os.getpid()]
     if as_json:
         say_json(summary.document() | {"new": new})
         return Exit.DONE

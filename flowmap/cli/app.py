@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 from cyclopts import App, CycloptsError
 
 from flowmap._version import __version__
+from flowmap.cli.mistakes import explain
 from flowmap.errors import FlowmapError
+from flowmap.wording import of_the_command_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,22 +74,21 @@ def run(words: Sequence[str]) -> int:
     """
     # The rest of the command loads NumPy, which `flowmap --help` need not wait for.
     from flowmap.cli.exits import Exit, code_of  # noqa: PLC0415
-    from flowmap.cli.output import err, message_of, say_error  # noqa: PLC0415
+    from flowmap.cli.output import message_of, say_error  # noqa: PLC0415
 
     as_json = "--json" in words
+    if words and words[0] == "help":
+        words = [*words[1:], "--help"]
     app = make_app(words[0] if words else None)
     try:
-        code = app(
-            words,
-            exit_on_error=False,
-            print_error=not as_json,
-            error_console=err(wrap=True),
-            result_action="return_value",
-        )
+        with of_the_command_line():
+            code = app(
+                words, exit_on_error=False, print_error=False, result_action="return_value"
+            )
         sys.stdout.flush()
     except CycloptsError as mistake:
-        if as_json:
-            say_error(str(mistake), kind="UsageError", code=Exit.REFUSED, as_json=True)
+        message = explain(mistake, words, list(_COMMANDS))
+        say_error(message, kind="UsageError", code=Exit.REFUSED, as_json=as_json)
         return Exit.REFUSED
     except FlowmapError as error:
         code = code_of(error)

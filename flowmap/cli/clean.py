@@ -1,19 +1,17 @@
 """`flowmap clean`."""
 
-from pathlib import Path
-
 from flowmap.checksums import write_checksum
 from flowmap.cleaning import clean as clean_target
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import AsJson, Flag, TargetPath
+from flowmap.cli.parameters import AsJson, FilePath, Flag, TargetPath
 
 
 def clean(
     path: TargetPath,
     /,
     *,
-    export: Path | None = None,
+    export: FilePath | None = None,
     checksum: Flag = False,
     as_json: AsJson = False,
 ) -> Exit:
@@ -26,15 +24,15 @@ def clean(
         export: Write all that is known of the job to this JSON file before.
         checksum: Write PATH.sha256 before, which `sha256sum -c` compares.
     """
-    written = [] if not checksum else [write_checksum(path)]
+    written = [str(write_checksum(path))] if checksum else []
     removed = clean_target(path, export_to=export)
     written += [] if export is None else [export]
     if as_json:
         document = {"removed": [str(each) for each in removed]}
-        say_json(document | {"written": [str(each) for each in written]})
+        say_json(document | {"written": written})
     else:
         for each in written:
             say(f"Written: {each}")
-        for each in removed:
-            say(f"Removed: {each}")
+        for place in removed:
+            say(f"Removed: {place}")
     return Exit.DONE

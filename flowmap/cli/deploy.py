@@ -9,6 +9,7 @@ import sys
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import AsJson  # noqa: TC001 -- read when the command is called
+from flowmap.cli.serving import needing_server
 from flowmap.deploying import NAME
 from flowmap.deploying import deploy as deploy_flow
 
@@ -20,7 +21,8 @@ def deploy(*, pool: str = "default", name: str = NAME, as_json: AsJson = False) 
         pool: The work pool, of type process where it is to be made.
         name: Of the deployment.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # where Prefect tells of it in its own words
+    # On stdout Prefect tells of it in its own words.
+    with needing_server(), contextlib.redirect_stdout(sys.stderr):
         made = deploy_flow(pool, name)
     if as_json:
         say_json({"deployment": f"{NAME}/{name}", "pool": pool, "pool_made": made})

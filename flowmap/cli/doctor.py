@@ -1,18 +1,16 @@
 """`flowmap doctor`."""
 
-from pathlib import Path
-
 from rich.table import Table
 
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import Text, say, say_json
-from flowmap.cli.parameters import AsJson
+from flowmap.cli.parameters import AsJson, FilePath
 from flowmap.doctor import examine
 
 _SIGNS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "trouble": ("trouble", "bold red")}
 
 
-def doctor(path: Path = Path(), /, *, as_json: AsJson = False) -> Exit:
+def doctor(path: FilePath = ".", /, *, as_json: AsJson = False) -> Exit:
     """Look for what goes wrong for people: versions, settings, the server, the disk.
 
     Nothing is changed. The exit code is 1 where there is trouble; notes do not count.

@@ -23,6 +23,7 @@ from flowmap.cli.parameters import (
     SegmentNames,
     SentinelPath,
     TargetPath,
+    WholeNumber,
 )
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
@@ -46,7 +47,7 @@ def fill(
     arguments: Arguments = None,
     segment: SegmentNames = None,
     executor: Executor = "processes",
-    workers: int | None = None,
+    workers: WholeNumber | None = None,
     sentinel: SentinelPath = None,
     pilot: Flag = False,
     trust: Flag = False,

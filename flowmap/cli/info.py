@@ -1,6 +1,6 @@
 """`flowmap info`."""
 
-from pathlib import Path
+import contextlib
 from typing import Any
 
 from rich.table import Table
@@ -8,14 +8,17 @@ from rich.table import Table
 from flowmap import human
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import Text, say, say_json
-from flowmap.cli.parameters import AsJson, TargetPath
+from flowmap.cli.parameters import AsJson, FilePath, TargetPath
 from flowmap.cli.picture import date
 from flowmap.dtypes import dtype_from_descr
+from flowmap.errors import FlowmapError, ForeignFileError
 from flowmap.exporting import export as export_record
 from flowmap.exporting import read_export, record_of
 
 
-def info(path: TargetPath, /, *, export: Path | None = None, as_json: AsJson = False) -> Exit:
+def info(
+    path: TargetPath, /, *, export: FilePath | None = None, as_json: AsJson = False
+) -> Exit:
     """Show what the job of an array was: who filled it, with what, where and when.
 
     With --export all of it, each segment included, is written to one JSON file, which survives
@@ -25,19 +28,26 @@ def info(path: TargetPath, /, *, export: Path | None = None, as_json: AsJson = F
         path: Of the .npy file, or of a file that --export wrote.
         export: The JSON file to write.
     """
-    if export is not None:
-        record = export_record(path, export)
-    elif path.suffix == ".json":
-        record = read_export(path)
-    else:
-        record = record_of(path)
+    record = _read(path) if export is None else export_record(path, export)
     if as_json:
         say_json(record)
     else:
-        say(Text(str(path), "bold"), _table(record))
+        say(Text(path, "bold"), _table(record))
         if export is not None:
             say(f"Written to {export}.")
     return Exit.DONE
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Return the record of a job, or what an export under any name says."""
+    if path.endswith(".json"):
+        return read_export(path)
+    try:
+        return record_of(path)
+    except ForeignFileError:
+        with contextlib.suppress(FlowmapError):
+            return read_export(path)
+        raise
 
 
 def _table(record: dict[str, Any]) -> Table:

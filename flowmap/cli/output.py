@@ -11,11 +11,11 @@ import rich.text
 from rich.console import Console
 from rich.segment import Segment
 
+from flowmap.documents import without_nan
 from flowmap.errors import StorageError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from rich.console import ConsoleOptions, RenderableType
     from rich.style import Style
@@ -77,9 +77,9 @@ def err(*, wrap: bool = False) -> Console:
     return PlainConsole(stderr=True, soft_wrap=not wrap)
 
 
-def quoted(path: Path) -> str:
+def quoted(path: str) -> str:
     """Return a path as a shell takes it."""
-    return shlex.quote(str(path))
+    return shlex.quote(path)
 
 
 def say(*parts: RenderableType) -> None:
@@ -91,7 +91,7 @@ def say(*parts: RenderableType) -> None:
 
 def say_json(document: dict[str, Any]) -> None:
     """Tell a program: one JSON object on one line."""
-    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.write(json.dumps(without_nan(document), allow_nan=False) + "\n")
 
 
 def message_of(error: FlowmapError) -> str:

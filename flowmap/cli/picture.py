@@ -18,8 +18,6 @@ from flowmap.dtypes import dtype_from_descr
 from flowmap.failures import failure_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
     from rich.console import RenderableType
 
@@ -86,7 +84,7 @@ def described(summary: Summary) -> str:
     )
 
 
-def headlines(path: Path, summary: Summary) -> list[Text]:
+def headlines(path: str, summary: Summary) -> list[Text]:
     """Return the state of a job, how much of it is there, and the states of its segments."""
     styles = {"valid": "bold green", "done": "green", "damaged": "bold red"}
     counts = [
@@ -96,7 +94,7 @@ def headlines(path: Path, summary: Summary) -> list[Text]:
     ]
     return [
         Text()
-        .append(str(path), "bold")
+        .append(path, "bold")
         .append(": ")
         .append(summary.state, styles.get(summary.state, "bold")),
         Text(f"{_percent(summary)}, {progress_of(summary)}"),

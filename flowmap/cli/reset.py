@@ -6,7 +6,7 @@ from flowmap.choosing import segments_of
 from flowmap.cli.asking import ask
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import quoted, say, say_json
-from flowmap.cli.parameters import AsJson, Flag, SegmentNames, TargetPath, Yes
+from flowmap.cli.parameters import All, AsJson, Flag, SegmentNames, TargetPath, Yes
 from flowmap.errors import InvalidArgumentError
 from flowmap.resetting import reset as reset_segments
 from flowmap.target import open_target
@@ -17,6 +17,8 @@ def reset(
     segments: SegmentNames = None,
     /,
     *,
+    segment: SegmentNames = None,
+    everything: All = False,
     failed: Flag = False,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -29,11 +31,13 @@ def reset(
     Args:
         path: Of the .npy file.
         segments: Which: 7, 10-19, 3-of-64, or all.
+        segment: The same as an option, as in the other commands.
         failed: All that failed or are damaged, so that nothing of what they have is taken over.
     """
     target = open_target(path)
     table = target.status()
-    chosen = segments_of(target, segments or [])
+    names = [*(segments or []), *(segment or []), *(["all"] if everything else [])]
+    chosen = segments_of(target, names)
     if failed:
         (bad,) = np.nonzero(np.isin(table["state"], ["failed", "damaged"]))
         indices = {segment.index for segment in chosen} | set(bad.tolist())

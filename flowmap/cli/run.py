@@ -2,14 +2,27 @@
 
 import copy
 import logging
+import re
 from typing import Literal
 
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
-from flowmap.cli.parameters import Arguments, AsJson, DType, FillerName, Flag, Shape, TargetPath
+from flowmap.cli.parameters import (
+    Arguments,
+    AsJson,
+    DType,
+    FillerName,
+    Flag,
+    Seconds,
+    Shape,
+    TargetPath,
+    WholeNumber,
+)
+from flowmap.cli.serving import needing_server
 from flowmap.errors import FlowmapError, InvalidArgumentError, printable
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
+from flowmap.wording import option
 
 
 def run(
@@ -20,15 +33,15 @@ def run(
     dtype: DType = "<f8",
     filler: FillerName = "arange",
     arguments: Arguments = None,
-    segments: int | None = None,
-    block_rows: int | None = None,
+    segments: WholeNumber | None = None,
+    block_rows: WholeNumber | None = None,
     durability: Durability = "segment",
     executor: ExecutorName = "processes",
-    workers: int | None = None,
+    workers: WholeNumber | None = None,
     exist: Literal["resume", "error", "overwrite"] = "resume",
     fortran_order: Flag = False,
     reserve: bool = True,
-    checkpoint_seconds: float = 30,
+    checkpoint_seconds: Seconds = 30,
     finite: Flag = False,
     as_json: AsJson = False,
 ) -> Exit:
@@ -57,30 +70,39 @@ def run(
 
     _tell_mistakes_briefly()
     try:
-        report = fill_array(
-            str(path),
-            shape,
-            dtype,
-            filler or "arange",
-            arguments,
-            segments=segments,
-            block_rows=block_rows,
-            durability=durability,
-            executor=executor,
-            workers=workers,
-            exist=exist,
-            fortran_order=fortran_order,
-            reserve=reserve,
-            checkpoint_seconds=checkpoint_seconds,
-            finite=finite,
-        )
+        with needing_server():
+            report = fill_array(
+                path,
+                shape,
+                dtype,
+                filler or "arange",
+                arguments,
+                segments=segments,
+                block_rows=block_rows,
+                durability=durability,
+                executor=executor,
+                workers=workers,
+                exist=exist,
+                fortran_order=fortran_order,
+                reserve=reserve,
+                checkpoint_seconds=checkpoint_seconds,
+                finite=finite,
+            )
     except ParameterTypeError as error:
-        raise InvalidArgumentError(str(error)) from error
+        raise InvalidArgumentError(_by_options(str(error))) from error
     if as_json:
         say_json({"path": str(report.path), "ok": report.ok, "digest": report.digest})
     else:
         say(str(report))
     return Exit.DONE
+
+
+def _by_options(text: str) -> str:
+    """Return what Prefect says of parameters, each named as the option that it is."""
+    _, *faults = re.split(r"^ - (\w+): ", text, flags=re.MULTILINE)
+    pairs = zip(faults[::2], faults[1::2], strict=True)
+    named = [f"{option(name)}: {fault.strip().rstrip('.')}." for name, fault in pairs]
+    return " ".join(named) or text
 
 
 class _Brief(logging.Formatter):

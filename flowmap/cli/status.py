@@ -1,7 +1,7 @@
 """`flowmap status`."""
 
+import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -10,7 +10,7 @@ from rich.live import Live
 from flowmap.choosing import segments_of
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import out, quoted, say, say_json
-from flowmap.cli.parameters import AsJson, SegmentNames, TargetPath, Watch
+from flowmap.cli.parameters import AsJson, Seconds, SegmentNames, TargetPath, Watch
 from flowmap.cli.picture import (
     Pace,
     details,
@@ -39,7 +39,7 @@ def status(
     *,
     segment: SegmentNames = None,
     watch: Watch = False,
-    interval: float = 1.0,
+    interval: Seconds = 1.0,
     as_json: AsJson = False,
 ) -> Exit:
     """Show how far an array is: its state, a map of its segments, the slowest and the failed.
@@ -75,7 +75,7 @@ def status(
     return _CODES[summary.state]
 
 
-def _watch(target: Target, path: Path, interval: float) -> Exit:
+def _watch(target: Target, path: str, interval: float) -> Exit:
     """Show it again and again; off a terminal a line whenever something has changed."""
     console = out(wrap=True)
     pace = Pace()
@@ -94,11 +94,12 @@ def _watch(target: Target, path: Path, interval: float) -> Exit:
             if summary.is_filled and summary.run is None:
                 return _CODES[summary.state]
             # Of a ledger of 40 MB, on a slow disk, not all the time.
-            time.sleep(max(interval, 10 * (time.monotonic() - began)))
+            pause = max(interval, 10 * (time.monotonic() - began))
+            time.sleep(min(pause, threading.TIMEOUT_MAX))
 
 
 def _picture(
-    path: Path, target: Target, summary: Summary, table: Any, pace: Pace | None = None
+    path: str, target: Target, summary: Summary, table: Any, pace: Pace | None = None
 ) -> Group:
     console = out()
     parts = [
@@ -111,7 +112,7 @@ def _picture(
     return Group(*(part for part in parts if part))
 
 
-def _advice(path: Path, summary: Summary) -> list[str]:
+def _advice(path: str, summary: Summary) -> list[str]:
     if summary.state == "valid":
         return []
     if summary.state == "running":

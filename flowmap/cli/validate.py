@@ -48,7 +48,7 @@ def _code_of(report: ValidationReport) -> Exit:
     """Return the exit code: the worst of what was found."""
     if report.ok:
         return Exit.DONE
-    if report.marked or not report.bad_segments:
+    if report.damaged or not report.bad_segments:
         return Exit.DAMAGED
     counts = Summary.of(open_target(report.path)).counts
     if counts["damaged"]:
@@ -64,6 +64,7 @@ def _document(report: ValidationReport, code: Exit) -> dict[str, Any]:
         "code": int(code),
         "problems": list(report.problems),
         "bad_segments": [segment.index for segment in report.bad_segments],
+        "damaged": [segment.index for segment in report.damaged],
         "marked": [segment.index for segment in report.marked],
         "digest": report.digest,
         "sealed": report.sealed,

@@ -16,6 +16,7 @@ import pytest
 import flowmap
 from flowmap.cli.app import make_app, run
 from flowmap.lease import leased
+from flowmap.locks import header_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,22 +118,22 @@ def test_alloc_compares_no_clocks(
 def test_alloc_attaches_in_a_race(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that another process makes first, while this one looks, is not called new."""
 
-    def late(*arguments: Any, **options: Any) -> flowmap.Target:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", os.getppid)
-            flowmap.allocate(*arguments, **options)
-        return flowmap.allocate(*arguments, **options)
+    def late(folder: Path) -> Any:
+        monkeypatch.setattr("flowmap.alloc.header_lock", header_lock)
+        # As another process of the same number does, in another container.
+        flowmap.allocate(folder.with_name("out.npy"), 100, "<f8")
+        return header_lock(folder)
 
-    monkeypatch.setattr("flowmap.cli.alloc.allocate", late)
+    monkeypatch.setattr("flowmap.alloc.header_lock", late)
     assert command("alloc", "out.npy", "--shape", "100", "--json").json["new"] is False
 
 
 REFUSED: list[tuple[list[str], str]] = [
     (["alloc", "out.npy"], "--shape"),
-    (["alloc", "out.npy", "--shape", "many"], "'many' is no shape"),
+    (["alloc", "out.npy", "--shape", "many"], "'many' is not a shape"),
     (["alloc", "out.npy", "--shape", "-3"], "-3"),
     (["alloc", "out.npy", "--shape", "10", "--dtype", "float99"], "float99"),
-    (["alloc", "out.npy", "--shape", "10", "--dtype", "[[1"], "no list of fields in JSON"),
+    (["alloc", "out.npy", "--shape", "10", "--dtype", "[[1"], "not a list of fields"),
     (["alloc", "out.npy", "--shape", "10", "--segments", "x"], "neither a count"),
     (["alloc", "out.npy", "--shape", "10", "--segments", "11"], "ask for 1 to 10"),
     (["alloc", "out.npy", "--shape", "10", "--exist", "maybe"], "maybe"),

@@ -55,7 +55,7 @@ def test_mistakes_are_told_briefly(server: Server, tmp_path: Path) -> None:
     """Without a traceback, with the code of what was wrong."""
     done = call("run", "out.npy", "--segments", "0", cwd=tmp_path)
     assert done.returncode == 2
-    assert "segments" in done.stderr
+    assert "flowmap: --segments: " in done.stderr
     flowmap.allocate(tmp_path / "out.npy", 10, "<f8")
     done = call("run", "out.npy", "--shape", "11", cwd=tmp_path)
     assert done.returncode == 2
