@@ -30,6 +30,7 @@ from flowmap.errors import (
     short,
     storage_error,
 )
+from flowmap.importing import check_not_importing
 from flowmap.job import DURABILITIES, Durability, Job
 from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type, this_user
@@ -116,6 +117,7 @@ def allocate(
         LockTimeoutError: Another process held the header lock too long.
         StorageError: There is no such folder, no space, no permission.
     """
+    check_not_importing("runs allocate()")
     wanted = _Wanted.of(
         output_path(path),
         Layout.of(shape, dtype, fortran_order),

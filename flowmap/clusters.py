@@ -30,6 +30,7 @@ from flowmap.errors import (
     said,
 )
 from flowmap.extras import extra
+from flowmap.importing import importing
 from flowmap.local_cluster import local_cluster
 from flowmap.segments import Segment
 from flowmap.workers import TRIES
@@ -292,7 +293,8 @@ def _run_there(run: str, name: str, call: bytes) -> Any:
 
 def _loaded(call: bytes, name: str) -> Any:
     try:
-        return cloudpickle.loads(call)
+        with importing():
+            return cloudpickle.loads(call)
     except Exception as error:
         raise FillerNotFoundError(
             f"{name}: a worker cannot load the filler or its arguments ({said(error)}). Put "

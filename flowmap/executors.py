@@ -7,7 +7,7 @@ import logging
 import os
 import queue
 import socket
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -25,6 +25,7 @@ from flowmap.errors import (
     said,
     short,
 )
+from flowmap.importing import check_imported, check_not_importing
 from flowmap.lease import leased
 from flowmap.machine import available_cpus
 from flowmap.progress import Progress, Tally
@@ -183,6 +184,7 @@ def fill(
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
     """
+    check_not_importing("runs fill()")
     if progress is not None and not callable(progress):
         raise WrongTypeError(f"progress is {short(progress)}; it takes a function (progress).")
     if name is not None and not isinstance(name, str):
@@ -192,6 +194,8 @@ def fill(
     refuse_other_work(opened, work)
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
+    if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
+        check_imported(work.function)
     with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
         tally = Tally(opened, pending, progress)

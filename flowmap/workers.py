@@ -27,6 +27,7 @@ from loky.backend import resource_tracker as trackers_of_loky
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
+from flowmap.importing import importing, refuse_between_calls
 from flowmap.segments import Segment
 from flowmap.stopping import killed_with_parent, note_signals, shield_children
 from flowmap.write import STOP
@@ -159,7 +160,9 @@ class Processes(Executor):
                 pool = pool or self._start()
                 try:
                     # A submission may start a process: the first, or one in place of another.
-                    task = self._starter.submit(pool.submit, fn, *args, **kwargs).result()
+                    task = self._starter.submit(
+                        pool.submit, _called, fn, *args, **kwargs
+                    ).result()
                     result: T = task.result()
                 except ShutdownExecutorError:  # by end()
                     raise CancelledError from None
@@ -283,7 +286,14 @@ def _prepare_worker(parent: int) -> None:
     forget_safe_path()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note_signals()
+    refuse_between_calls()
     die_with(parent)
+
+
+def _called(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a worker; it may fill other jobs, unlike what a worker imports."""
+    with importing(now=False):
+        return fn(*args, **kwargs)
 
 
 def die_with(parent: int) -> None:
