@@ -20,6 +20,7 @@ from concurrent.futures import (
     wait,
 )
 from multiprocessing import resource_tracker
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -28,6 +29,7 @@ from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
 from flowmap.importing import importing, refuse_between_calls
+from flowmap.pickling import reduce_code
 from flowmap.segments import Segment
 from flowmap.stopping import killed_with_parent, note_signals, shield_children
 from flowmap.write import STOP
@@ -126,9 +128,13 @@ class Processes(Executor):
     Args:
         workers: How many.
         tries: How often a task is tried whose worker dies.
+
+    Attributes:
+        processes: How many there are.
     """
 
     def __init__(self, workers: int, tries: int = TRIES) -> None:
+        self.processes = workers
         self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
         self._pools: set[ProcessPoolExecutor] = set()
@@ -181,7 +187,7 @@ class Processes(Executor):
                             f"{name}: a worker cannot load the filler or its arguments "
                             f"({_cause_of(error)}). Put them into a module that can be "
                             "imported there too, or use executor='threads'."
-                        ) from error
+                        ) from (error.__cause__ or error)
                 else:
                     return result
         finally:
@@ -199,7 +205,11 @@ class Processes(Executor):
                 raise CancelledError
             variables = _start_trackers()
             pool = ProcessPoolExecutor(
-                1, initializer=_prepare_worker, initargs=(os.getpid(),), env=variables
+                1,
+                job_reducers={CodeType: reduce_code},
+                initializer=_prepare_worker,
+                initargs=(os.getpid(),),
+                env=variables,
             )
             self._pools.add(pool)
             return pool

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from flowmap import human, sentinels
 from flowmap.choosing import segments_of
+from flowmap.cli.advice import note_traceback
 from flowmap.cli.display import Display
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import err, quoted, say, say_json
@@ -24,6 +25,7 @@ from flowmap.cli.parameters import (
     SentinelPath,
     TargetPath,
 )
+from flowmap.errors import FlowmapError
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
 from flowmap.recalling import work_of
@@ -99,6 +101,9 @@ def fill(
                 )
             else:
                 fill_here(target, chosen, work)
+    except FlowmapError as error:
+        note_traceback(error, path, target, chosen)
+        raise
     except KeyboardInterrupt:
         _tell_of_interrupt(target)
         raise
