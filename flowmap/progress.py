@@ -7,7 +7,6 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowmap.failures import clean_traceback
 from flowmap.write import forget_frames
 
 if TYPE_CHECKING:
@@ -71,7 +70,6 @@ class Tally:
             self._rows_done += segment.rows
         else:
             forget_frames(error)
-            clean_traceback(error)
             self.failures[segment] = error
         self._tell()
 

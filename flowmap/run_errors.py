@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from flowmap import human
 from flowmap.errors import FillerNotFoundError, FlowmapError, SegmentsFailedError, said
+from flowmap.failures import clean_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +54,7 @@ def _causes(ordered: list[tuple[Segment, BaseException]]) -> list[str]:
     """Return a line for each cause, that of the most segments first."""
     groups: dict[str, list[tuple[Segment, str]]] = {}
     for segment, error in ordered:
+        clean_traceback(error)
         reason = _reason(segment, error)
         groups.setdefault(_PLACE.sub("", reason, count=1), []).append((segment, reason))
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flowmap.cli.output import quoted
-from flowmap.errors import FlowmapError, SegmentsFailedError
-from flowmap.failures import failure_of
+from flowmap.errors import FlowmapError, SegmentsFailedError, printable
+from flowmap.failures import clean_traceback, failure_of
 from flowmap.fillers import name_of
 from flowmap.recalling import recorded_filler
+from flowmap.tracebacks import traceback_text
 from flowmap.write import write_segment
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def how_to_see_why(path: Any, target: Target, indices: Iterable[int]) -> str | N
         if failure_of(target.job, index, int(attempts[index])) is not None:
             return f"For the traceback: flowmap status {quoted(path)} --segment {index}"
     return None
+
+
+def note_lines(error: FlowmapError) -> None:
+    """Let an error show the lines of the user's code that caused it, if there are any."""
+    clean_traceback(error)
+    if error.__cause__ is not None:
+        error.add_note(printable(traceback_text(error.__cause__)).rstrip())
 
 
 def note_traceback(

@@ -141,6 +141,17 @@ def test_failing_fill_names_the_command_for_its_traceback(
     assert document["error"]["message"].endswith(asked)
 
 
+def test_pilot_of_a_failing_filler(command: Command) -> None:
+    """Shows the lines at once, as it records nothing."""
+    words = ["--filler", "fillers:broken", "--arguments", '{"at": 25}']
+    command("alloc", "out.npy", "--shape", "40", "--segments", "4", *words)
+    said = command("fill", "out.npy", "--pilot")
+    assert said.code == 1
+    (traced,) = re.findall(r'File ".*/fillers\.py", line \d+, in broken\n +(.*)', said.err)
+    assert traced == 'raise ValueError(f"row {at} cannot be computed")'
+    assert said.err.count('File "') == 1
+
+
 def test_no_traceback_is_promised_where_there_is_none(command: Command) -> None:
     """Work that is refused fails no segment."""
     command("alloc", "out.npy", "--shape", "40", "--filler", "arange")
