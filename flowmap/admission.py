@@ -19,6 +19,7 @@ from flowmap.errors import (
     storage_error,
     told,
 )
+from flowmap.importing import check_not_importing
 from flowmap.job import read_job
 from flowmap.segments import Segment
 from flowmap.storage import NotRegularError, open_existing
@@ -51,6 +52,7 @@ def attempting(segment: Segment, work: Work, kind: type[A]) -> Iterator[A]:
         DamagedJobError: The target or the ledger is not what was allocated.
         StorageError: One of them cannot be opened.
     """
+    check_not_importing("fills a segment")
     if not isinstance(segment, Segment):
         raise WrongTypeError(
             f"segment is {segment!r}; it takes one of target.segments or target.pending()."

@@ -31,6 +31,7 @@ from flowmap.errors import (
     short,
     storage_error,
 )
+from flowmap.importing import check_not_importing
 from flowmap.job import DURABILITIES, Durability, Job
 from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type, this_user
@@ -139,6 +140,7 @@ def allocate_or_attach(
     path: str | os.PathLike[str], shape: object, dtype: DTypeLike, **asked: Any
 ) -> tuple[Target, bool]:
     """Do what `allocate` does, given all of its options; return also whether it is new."""
+    check_not_importing("runs allocate()")
     layout = Layout.of(shape, dtype, asked.pop("fortran_order"))
     wanted = _Wanted.of(output_path(path), layout, **asked)
     check_folder(wanted.path)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -22,6 +24,7 @@ from weakref import WeakSet
 
 import cloudpickle
 
+from flowmap import pickling
 from flowmap.errors import (
     ClusterError,
     FillerNotFoundError,
@@ -30,6 +33,7 @@ from flowmap.errors import (
     said,
 )
 from flowmap.extras import extra
+from flowmap.importing import importing
 from flowmap.local_cluster import local_cluster
 from flowmap.segments import Segment
 from flowmap.wording import setting
@@ -94,6 +98,7 @@ class Dask(Executor):
 
     Attributes:
         width: How many functions it runs at once, with the workers that it has at first.
+        processes: How many processes these are.
     """
 
     def __init__(self, workers: int, address: str | None = None) -> None:
@@ -107,7 +112,8 @@ class Dask(Executor):
         except BaseException:
             self._closing.close()
             raise
-        self.width = workers or sum(self._client.nthreads().values())
+        threads = self._client.nthreads()
+        self.width, self.processes = workers or sum(threads.values()), workers or len(threads)
         self._again = ThreadPoolExecutor(1, "flowmap-again")
         self._first_tries: WeakSet[Future[Any]] = WeakSet()
         self._count = itertools.count()
@@ -136,7 +142,7 @@ class Dask(Executor):
         name = segment.name if segment else getattr(fn, "__name__", str(fn))
         future: Future[T] = Future()
         try:
-            call = cloudpickle.dumps((fn, args, kwargs))
+            call = pickling.dumps((fn, args, kwargs))
         except Exception as error:  # noqa: BLE001 -- whatever an argument raises
             future.set_exception(error)
             return future
@@ -293,11 +299,13 @@ def _run_there(run: str, name: str, call: bytes) -> Any:
 
 def _loaded(call: bytes, name: str) -> Any:
     try:
-        return cloudpickle.loads(call)
+        with importing():
+            return cloudpickle.loads(call)
     except Exception as error:
         raise FillerNotFoundError(
             f"{name}: a worker cannot load the filler or its arguments ({said(error)}). Put "
-            "them into a module that can be imported there too."
+            "them into a module that can be imported there too.",
+            worker=f"{socket.gethostname()}:{os.getpid()}",
         ) from error
 
 

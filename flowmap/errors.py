@@ -12,6 +12,8 @@ import os
 import re
 from typing import Any, Final, Self
 
+from flowmap import tracebacks
+
 _SHOWN: Final = 200  # characters of a user's value that a message has room for
 
 _CONTROLS: Final = re.compile(
@@ -60,6 +62,8 @@ def _rebuild(cls: type[FlowmapError], args: tuple[Any, ...], fields: dict[str, A
     if not error.args:  # StorageError has them already, without the file's name
         error.args = args
     error.__dict__.update(fields)
+    if text := fields.get("remote_traceback"):
+        error.__cause__ = tracebacks.RemoteTraceback(text)
     return error
 
 
@@ -76,7 +80,13 @@ class FlowmapError(Exception):
         self.__dict__.update(fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.args, self.__dict__)
+        return _rebuild, (type(self), self.args, self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        """Return what a pickle keeps besides the arguments: the cause, too, as text."""
+        if self.__cause__ is None or "remote_traceback" in self.__dict__:
+            return self.__dict__
+        return self.__dict__ | {"remote_traceback": tracebacks.traceback_text(self.__cause__)}
 
 
 class InvalidArgumentError(FlowmapError, ValueError):
@@ -88,7 +98,7 @@ class WrongTypeError(FlowmapError, TypeError):
 
 
 class FillerNotFoundError(InvalidArgumentError):
-    """No filler can be found under this name, or what is there is not marked `@filler`."""
+    """No filler is under this name, or it is not marked, or this process cannot load it."""
 
 
 class FillerRefusedError(InvalidArgumentError):
@@ -168,7 +178,7 @@ class WorkerDiedError(FlowmapError, RuntimeError):
 
 
 class SegmentsFailedError(FlowmapError, RuntimeError):
-    """Some segments of a job failed; the others are done.
+    """Some segments of a job failed. The cause is the error of the first of them.
 
     Attributes:
         failures: The error of each failed segment, by the segment's index.
@@ -230,7 +240,11 @@ class StorageError(FlowmapError, OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError keeps the file name apart from args; without it str() would differ.
-        return _rebuild, (type(self), (self.errno, self.strerror, self.filename), self.__dict__)
+        return _rebuild, (
+            type(self),
+            (self.errno, self.strerror, self.filename),
+            self._fields(),
+        )
 
 
 class NotFoundError(StorageError, FileNotFoundError):

@@ -7,31 +7,30 @@ import logging
 import os
 import queue
 import socket
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import whole
 from flowmap.cancellation import cancel, fill_for_run
 from flowmap.clusters import Dask, address_of
 from flowmap.errors import (
-    FlowmapError,
     InvalidArgumentError,
     OtherWorkError,
-    SegmentsFailedError,
     StoppedError,
     WrongTypeError,
     said,
     short,
 )
+from flowmap.importing import check_imported, check_not_importing
 from flowmap.lease import leased
 from flowmap.machine import available_cpus
 from flowmap.progress import Progress, Tally
+from flowmap.run_errors import check_loadable, failed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
-from flowmap.wording import either, option, overwriting, setting
+from flowmap.wording import either, option, overwriting
 from flowmap.work import Work, describe
 from flowmap.workers import Processes, Threads
 from flowmap.write import fill_work
@@ -49,7 +48,6 @@ ExecutorName = Literal["processes", "threads", "dask"]
 EXECUTORS = get_args(ExecutorName)
 
 _LOGGER: Final = logging.getLogger("flowmap")
-_SHOWN = 10
 WAKE_SECONDS: Final = 1
 """The longest that a signal may have to wait for the main thread.
 
@@ -179,7 +177,8 @@ def fill(
         The records of the segments that this call filled, in the order they were done.
 
     Raises:
-        SegmentsFailedError: Some segments failed; its `failures` say why.
+        SegmentsFailedError: Some segments failed; its `failures` say why, its cause is the
+            first of them, with the lines of the filler. Or no worker can load the filler.
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
         MissingExtraError, ClusterError: There is no Dask, or no cluster.
@@ -187,6 +186,7 @@ def fill(
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
     """
+    check_not_importing("runs fill()")
     if progress is not None and not callable(progress):
         raise WrongTypeError(f"progress is {short(progress)}; it takes a function (progress).")
     if name is not None and not isinstance(name, str):
@@ -196,6 +196,8 @@ def fill(
     refuse_other_work(opened, work)
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
+    if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
+        check_imported(work.function)
     with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
@@ -211,12 +213,13 @@ def fill(
             for future in _as_they_end(futures, watch):
                 lease.check()
                 tally.count(futures[future], future)
+                check_loadable(opened, tally.failures, pool, done=len(tally.records))
         except BaseException:
             if cancel(futures) and pool is executor:
                 lease.note_work_left()
             raise
     if tally.failures:
-        raise failed(tally.failures, len(opened.segments), opened)
+        raise failed(opened, tally.failures)
     return tally.records
 
 
@@ -283,45 +286,3 @@ def refuse_other_work(target: Target, work: Work) -> None:
         f"{target.path} {fault}; you gave {describe(work.describe())}. Run the "
         f"same work, or allocate another target, or this one anew with {overwriting()}.",
     )
-
-
-def failed(
-    failures: Mapping[Segment, BaseException], count: int, target: Target
-) -> SegmentsFailedError:
-    """Return the error of a run some of whose segments failed.
-
-    Args:
-        failures: Why each of them failed.
-        count: How many segments the job has.
-        target: Its target.
-    """
-    done = int((target.status()["state"] == "done").sum())
-    ordered = sorted(failures.items(), key=lambda item: item[0].index)
-    lines = [f"  - {_reason(segment, error)}" for segment, error in ordered[:_SHOWN]]
-    if len(ordered) > _SHOWN:
-        lines.append(f"  - and {len(ordered) - _SHOWN} more")
-    message = "\n".join(
-        [
-            f"{len(ordered)} of {count} segments of {target.path} failed:",
-            *lines,
-            f"{done} are done. Running the same again fills only those that are missing.",
-            *_other_arguments(target),
-        ]
-    )
-    return SegmentsFailedError(
-        message, failures={segment.index: error for segment, error in ordered}
-    )
-
-
-def _other_arguments(target: Target) -> list[str]:
-    """Say what a job that is pinned to its work makes of changed arguments."""
-    if target.job.work is None:
-        return []
-    return [f"Other arguments are another job: {overwriting()} begins that anew."]
-
-
-def _reason(segment: Segment, error: BaseException) -> str:
-    text = str(error) if isinstance(error, FlowmapError) else said(error)
-    if isinstance(error, PicklingError):
-        text += f"; pass arguments that can be pickled, or use {setting(executor='threads')}"
-    return text if segment.name in text else f"{segment.name}: {text}"

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from flowmap.documents import publish_json, read_json
-from flowmap.errors import cut, printable, said
+from flowmap.errors import FillerError, FlowmapError, printable, said
 from flowmap.sidecar import FORMAT, Sidecar
+from flowmap.tracebacks import RemoteTraceback, from_filler, traceback_text
 
 if TYPE_CHECKING:
     from flowmap.job import Job
-
-_LONGEST: Final = 20_000  # characters of a traceback that are kept
-
-_CALLERS: Final = frozenset({"flowmap.write", "flowmap.work"})
-"""The modules that call a filler: what failed is not in these."""
 
 
 def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> None:
@@ -35,17 +30,9 @@ def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> 
         "job": job.id,
         "attempt": attempt,
         "reason": said(error),
-        "traceback": cut("".join(_lines(error)), _LONGEST),
+        "traceback": printable(traceback_text(error)),
     }
     publish_json(Sidecar.of(job.path).failure(index), document)
-
-
-def _lines(error: BaseException) -> list[str]:
-    """Return the lines of a traceback, from where the filler was called."""
-    found = error.__traceback__
-    while found is not None and found.tb_frame.f_globals.get("__name__") in _CALLERS:
-        found = found.tb_next
-    return traceback.format_exception(type(error), error, found)
 
 
 def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:
@@ -66,3 +53,24 @@ def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:
     if not (ours and all(isinstance(text, str) for text in texts.values())):
         return None
     return {name: printable(str(text)) for name, text in texts.items()}
+
+
+def clean_traceback(error: BaseException) -> None:
+    """Leave the frames of the user's code of an error that ended a segment.
+
+    Those of flowmap and of executors say nothing to a user. An error that flowmap did not raise
+    on purpose keeps them: it is a fault of flowmap, or of an executor.
+
+    Args:
+        error: The error, from this process or a worker; nothing must need its frames any more.
+    """
+    if not isinstance(error, FlowmapError):
+        return
+    error.__traceback__ = None
+    text = getattr(error, "remote_traceback", None)
+    if text is not None:  # executors put the whole of theirs in its place
+        error.__cause__ = RemoteTraceback(text)
+    elif isinstance(error, FillerError) and error.cause_type is None:
+        error.__cause__ = None
+    elif error.__cause__ is not None:
+        error.__cause__.__traceback__ = from_filler(error.__cause__.__traceback__)

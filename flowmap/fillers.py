@@ -22,6 +22,7 @@ from flowmap.errors import (
     said,
     short,
 )
+from flowmap.importing import importing
 from flowmap.philox import Law, fill_random
 from flowmap.sequences import interval, progression
 from flowmap.values import by_rows, number_leaves, put, spread
@@ -187,8 +188,8 @@ def find_filler(name: str) -> Filler:
         name: "package.module:function", or a name that a distribution publishes: "arange".
 
     Raises:
-        FillerNotFoundError: There is none, or it is not marked with `@filler`; or two
-            distributions publish the name.
+        FillerNotFoundError: There is none, or it is not marked with `@filler`; its module
+            allocates or fills while it is imported; or two distributions publish the name.
     """
     module_name, colon, function_name = (name if ":" in name else _named(name)).partition(":")
     if not (colon and module_name and function_name):
@@ -196,9 +197,11 @@ def find_filler(name: str) -> Filler:
             f"{name!r} names no filler; write it as 'package.module:function'."
         )
     try:
-        found = functools.reduce(
-            _attribute, function_name.split("."), importlib.import_module(module_name)
-        )
+        with importing():
+            module = importlib.import_module(module_name)
+        found = functools.reduce(_attribute, function_name.split("."), module)
+    except FillerNotFoundError:  # its module tries to fill, or names another that is missing
+        raise
     except (Exception, SystemExit) as error:  # whatever its module raises when imported
         raise FillerNotFoundError(
             f"The filler {short(name)} cannot be found: {said(error)}. Is its module "

@@ -21,13 +21,14 @@ from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed, work_of
 from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import InvalidArgumentError
-from flowmap.executors import ExecutorName, failed, refuse_other_work, width
+from flowmap.executors import ExecutorName, refuse_other_work, width
 from flowmap.executors import executor as open_executor
 from flowmap.fanning import FanOut
 from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.report import ValidationReport
+from flowmap.run_errors import check_loadable, failed
 from flowmap.stall import StallWatch
 from flowmap.stopping import exit_for_now, stoppable
 from flowmap.tasks import alloc_task, validate_task
@@ -261,10 +262,11 @@ def _fill_pending(
                 done += 1
             else:
                 failures[segment] = error
+                check_loadable(target, failures, pool, done=done)
             if time.monotonic() - told_at >= _TELL_SECONDS:
                 told_at = time.monotonic()
                 logger.info("%d of %d segments are filled", done, len(pending))
     artifacts.show()
     if failures:
-        raise failed(failures, len(target.segments), target)
+        raise failed(target, failures)
     logger.info("%d segments were filled", len(pending))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _SIZES: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _KIB: Final = 1024
@@ -61,6 +64,23 @@ def count(number: int) -> str:
         number: The number.
     """
     return f"{number:,}"
+
+
+def ranges(numbers: Iterable[int], most: int = 8) -> str:
+    """Return ascending whole numbers as ranges: "0-15, 18, 20-21".
+
+    Args:
+        numbers: The numbers.
+        most: How many ranges are written; an ellipsis stands for others.
+    """
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1] = found[-1][0], number
+        else:
+            found.append((number, number))
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in found]
+    return ", ".join([*texts[:most], *(["..."] if len(texts) > most else [])])
 
 
 def _short(value: float) -> str:

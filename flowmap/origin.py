@@ -101,6 +101,19 @@ def look_in_working_directory(module: str) -> None:
             sys.path.append(os.getcwd())  # noqa: PTH109 -- entries of sys.path are texts
 
 
+def look_in_folder_of(file: str, module: str) -> None:
+    """Let a module be imported from the file that records name, if no other folder has it.
+
+    Args:
+        file: Absolute path of the file.
+        module: Name of the module; with its packages, which are folders of that path.
+    """
+    path, names = Path(file), module.split(".")
+    parts = (path.parent if path.stem == "__init__" else path.with_suffix("")).parts
+    if _spec_of(module) is None and path.is_file() and list(parts[-len(names) :]) == names:
+        sys.path.append(os.fspath(Path(*parts[: -len(names)])))
+
+
 def _spec_of(module: str) -> ModuleSpec | None:
     """Return where the module, or the package it is in, would come from; import nothing."""
     try:

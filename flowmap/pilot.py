@@ -22,6 +22,7 @@ import cloudpickle
 import numpy as np
 import xxhash
 
+from flowmap import pickling
 from flowmap.arguments import whole
 from flowmap.blocks import blocks_of
 from flowmap.errors import (
@@ -31,6 +32,7 @@ from flowmap.errors import (
     told,
 )
 from flowmap.estimates import Measured, Pending, Pilot, Room
+from flowmap.importing import importing
 from flowmap.kernel import start_writeback
 from flowmap.machine import available_cpus
 from flowmap.segments import Block
@@ -146,7 +148,7 @@ def _measured(job: Job, segments: list[Segment], work: Work) -> Measured:
     segment = segments[middle]
     second = _second(job, segment, segments[middle + 1 :] + segments[:middle])
     try:
-        packed = cloudpickle.dumps(work)
+        packed = pickling.dumps(work)
     except Exception as error:
         raise InvalidArgumentError(
             f"The filler {work.name} or its arguments cannot be sent to a worker process "
@@ -198,7 +200,8 @@ def _measure(
     start_bytes = _peak_bytes()
     began = time.perf_counter()
     try:
-        work: Work = cloudpickle.loads(packed)
+        with importing():
+            work: Work = cloudpickle.loads(packed)
     except (Exception, SystemExit) as error:
         raise FillerNotFoundError(
             f"{segment.name}: a worker cannot load the filler or its arguments "

@@ -19,7 +19,12 @@ from flowmap.documents import parsed_json, read_text
 from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut
 from flowmap.job import replaced
 from flowmap.machine import user_name
-from flowmap.origin import differs, found_elsewhere, look_in_working_directory
+from flowmap.origin import (
+    differs,
+    found_elsewhere,
+    look_in_folder_of,
+    look_in_working_directory,
+)
 from flowmap.sidecar import Sidecar
 from flowmap.storage import opened
 from flowmap.wording import either
@@ -89,6 +94,8 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
         raise _unknown(target, f"all arguments of {describe(recorded)}")
     file, source = (_text(recorded.get(name)) for name in ("file", "source"))
     module = recorded["filler"].partition(":")[0]
+    if file is not None:
+        look_in_folder_of(file, module)
     if here:
         look_in_working_directory(module)
     elsewhere = None if file is None else found_elsewhere(module, file)
@@ -99,6 +106,19 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
     if difference is not None:
         raise _changed(target, recorded, difference)
     return work
+
+
+def recorded_filler(target: Target) -> str | None:
+    """Return the name of the filler that `recalled` would import; None if it would find none.
+
+    Args:
+        target: The target.
+    """
+    try:
+        recorded, _ = _read(target, _place(target))
+    except InvalidArgumentError:
+        return None
+    return None if recorded.get("values") is None else str(recorded["filler"])
 
 
 def _place(target: Target) -> Path:

@@ -8,8 +8,8 @@ from flowmap import sentinels
 from flowmap.arguments import flag
 from flowmap.choosing import segments_of
 from flowmap.errors import FlowmapError
-from flowmap.executors import failed
 from flowmap.recalling import work_of
+from flowmap.run_errors import failed
 from flowmap.stopping import stoppable
 from flowmap.target import open_target
 from flowmap.write import fill_work
@@ -93,5 +93,5 @@ def fill_here(target: Target, segments: Sequence[Segment], work: Work) -> list[S
                 if len(segments) == 1:
                     raise
     if failures:
-        raise failed(failures, len(target.segments), target)
+        raise failed(target, failures)
     return records

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging.loggers import task_run_logger
 from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
@@ -23,7 +24,9 @@ from flowmap.errors import (
     StorageError,
     WrongTypeError,
     printable,
+    said,
 )
+from flowmap.failures import clean_traceback
 from flowmap.machine import available_cpus
 from flowmap.segments import Segment
 from flowmap.storage import PAGE
@@ -71,8 +74,15 @@ def worth_a_retry(error: object) -> bool:
     return isinstance(error, StorageError) and not isinstance(error, NotFoundError)
 
 
-def _retry_condition(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    return worth_a_retry(state.result(raise_on_failure=False))
+def _retry_condition(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Say whether Prefect is to try again; if not, log why, which Prefect then does not."""
+    error = state.result(raise_on_failure=False)
+    if worth_a_retry(error):
+        return True
+    if isinstance(error, BaseException):
+        clean_traceback(error)
+        task_run_logger(run, task).error("%s", said(error), exc_info=error)
+    return False
 
 
 def cut_short(segment: Segment, executor: Executor) -> StoppedError | None:

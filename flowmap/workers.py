@@ -20,6 +20,7 @@ from concurrent.futures import (
     wait,
 )
 from multiprocessing import resource_tracker
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -27,6 +28,8 @@ from loky.backend import resource_tracker as trackers_of_loky
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
+from flowmap.importing import importing, refuse_between_calls
+from flowmap.pickling import reduce_code
 from flowmap.segments import Segment
 from flowmap.stopping import killed_with_parent, note_signals, shield_children
 from flowmap.wording import setting
@@ -126,9 +129,13 @@ class Processes(Executor):
     Args:
         workers: How many.
         tries: How often a task is tried whose worker dies.
+
+    Attributes:
+        processes: How many there are.
     """
 
     def __init__(self, workers: int, tries: int = TRIES) -> None:
+        self.processes = workers
         self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
         self._pools: set[ProcessPoolExecutor] = set()
@@ -160,7 +167,9 @@ class Processes(Executor):
                 pool = pool or self._start()
                 try:
                     # A submission may start a process: the first, or one in place of another.
-                    task = self._starter.submit(pool.submit, fn, *args, **kwargs).result()
+                    task = self._starter.submit(
+                        pool.submit, _called, fn, *args, **kwargs
+                    ).result()
                     result: T = task.result()
                 except ShutdownExecutorError:  # by end()
                     raise CancelledError from None
@@ -179,7 +188,7 @@ class Processes(Executor):
                             f"{name}: a worker cannot load the filler or its arguments "
                             f"({_cause_of(error)}). Put them into a module that can be "
                             f"imported there too, or use {setting(executor='threads')}."
-                        ) from error
+                        ) from (error.__cause__ or error)
                 else:
                     return result
         finally:
@@ -197,7 +206,11 @@ class Processes(Executor):
                 raise CancelledError
             variables = _start_trackers()
             pool = ProcessPoolExecutor(
-                1, initializer=_prepare_worker, initargs=(os.getpid(),), env=variables
+                1,
+                job_reducers={CodeType: reduce_code},
+                initializer=_prepare_worker,
+                initargs=(os.getpid(),),
+                env=variables,
             )
             self._pools.add(pool)
             return pool
@@ -284,7 +297,14 @@ def _prepare_worker(parent: int) -> None:
     forget_safe_path()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     note_signals()
+    refuse_between_calls()
     die_with(parent)
+
+
+def _called(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a worker; it may fill other jobs, unlike what a worker imports."""
+    with importing(now=False):
+        return fn(*args, **kwargs)
 
 
 def die_with(parent: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowmap import human
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,19 @@ def test_size_of_numpys_numbers() -> None:
 def test_count(number: int, text: str) -> None:
     """Thousands are set apart."""
     assert human.count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([], ""),
+        ([7], "7"),
+        ([0, 1], "0-1"),
+        ([0, 2, 3, 4, 9], "0, 2-4, 9"),
+        (range(64), "0-63"),
+        (range(0, 40, 2), "0, 2, 4, 6, 8, 10, 12, 14, ..."),
+    ],
+)
+def test_ranges(numbers: Iterable[int], text: str) -> None:
+    """Neighbours are told by the first and the last of them; of many, some."""
+    assert human.ranges(numbers) == text

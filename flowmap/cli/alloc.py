@@ -1,11 +1,10 @@
 """`flowmap alloc`."""
 
-from typing import Any
-
 from flowmap import sentinels
 from flowmap.alloc import Exist, allocate_or_attach
+from flowmap.cli.advice import how_to_fill
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import quoted, say, say_json
+from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import (
     Arguments,
     AsJson,
@@ -89,7 +88,5 @@ def alloc(
     attached = f"Attached, {done} of {summary.segments} segments are done"
     say(f"{'Allocated' if new else attached}: {described(summary)}")
     if not summary.is_filled:
-        pinned: Any = target.job.work
-        which = "" if pinned else " --filler FILE.py:FUNCTION"
-        say(f"Next: flowmap fill {quoted(path)}{which}")
+        say(f"Next: {how_to_fill(path, target)}")
     return Exit.DONE

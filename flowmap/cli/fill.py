@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from flowmap import human, sentinels
 from flowmap.choosing import segments_of
+from flowmap.cli.advice import note_lines, note_traceback
 from flowmap.cli.display import Display
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import err, quoted, say, say_json
@@ -25,6 +26,7 @@ from flowmap.cli.parameters import (
     TargetPath,
     WholeNumber,
 )
+from flowmap.errors import FillerError, FlowmapError
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
 from flowmap.recalling import work_of
@@ -79,7 +81,11 @@ def fill(
         from flowmap.pilot import pilot as pilot_job  # noqa: PLC0415 -- for this alone
 
         refuse_other_work(target, work)
-        estimate = pilot_job(target, work, workers)
+        try:
+            estimate = pilot_job(target, work, workers)
+        except FillerError as error:  # a pilot records nothing that `status` could show
+            note_lines(error)
+            raise
         if as_json:
             say_json(estimate.document())
         else:
@@ -100,6 +106,9 @@ def fill(
                 )
             else:
                 fill_here(target, chosen, work)
+    except FlowmapError as error:
+        note_traceback(error, path, target, chosen)
+        raise
     except KeyboardInterrupt:
         _tell_of_interrupt(target)
         raise

@@ -99,7 +99,7 @@ def message_of(error: FlowmapError) -> str:
     if isinstance(error, StorageError):
         place = f"{error.path}: " if error.path else ""
         return f"{place}{error.strerror}."
-    return str(error)
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 def say_error(message: str, *, kind: str, code: int, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from flowmap import human
 from flowmap.cli.output import Text
 from flowmap.dtypes import dtype_from_descr
 from flowmap.failures import failure_of
+from flowmap.records import REASON_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -222,17 +223,34 @@ def slowest(summary: Summary, table: NDArray[Any]) -> Table | None:
 
 
 def failures(target: Target, table: NDArray[Any]) -> Table | None:
-    """Return the segments that failed or are damaged, with why."""
+    """Return each cause for which segments failed or are damaged, with these segments."""
     shown = _list()
-    bad = table[(table["state"] == "failed") | (table["state"] == "damaged")]
-    for row in bad[:_SHOWN]:
-        kept = failure_of(target.job, int(row["index"]), int(row["attempt"]))
-        reason = kept["reason"] if kept is not None else str(row["reason"])
-        reason = reason or "its bytes are not what was written"
-        shown.add_row(Text(str(row["state"]), "red"), _name(row), Text(reason))
-    if len(bad) > _SHOWN:
-        shown.add_row("", f"and {len(bad) - _SHOWN} more", "")
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for row in table[(table["state"] == "failed") | (table["state"] == "damaged")]:
+        groups.setdefault((str(row["state"]), _reason(target, row)), []).append(row)
+    largest = sorted(groups.items(), key=lambda item: -len(item[1]))
+    for (state, reason), rows in largest[:_SHOWN]:
+        why = reason or "its bytes are not what was written"
+        shown.add_row(Text(state, "red"), _names(rows), Text(why))
+    if left := sum(len(rows) for _, rows in largest[_SHOWN:]):
+        shown.add_row("", f"and {left} more", "")
     return shown if shown.row_count else None
+
+
+def _reason(target: Target, row: Any) -> str:
+    """Return why the last attempt at a segment failed; the ledger has room for a short text."""
+    reason = str(row["reason"])
+    if len(reason.encode()) < REASON_BYTES - 3:  # of a letter that was cut
+        return reason
+    kept = failure_of(target.job, int(row["index"]), int(row["attempt"]))
+    return reason if kept is None else str(kept["reason"])
+
+
+def _names(rows: list[Any]) -> Text:
+    if len(rows) == 1:
+        return _name(rows[0])
+    indices = human.ranges(int(row["index"]) for row in rows)
+    return Text(f"{len(rows)} segments ({indices})")
 
 
 def _list() -> Table:
@@ -269,7 +287,7 @@ def details(target: Target, row: Any) -> Group:
     if row["work"]:
         known["work"] = target.job.describe_work(str(row["work"]))
     kept = failure_of(target.job, int(row["index"]), int(row["attempt"]))
-    if reason := (kept["reason"] if kept is not None else str(row["reason"])):
+    if reason := _reason(target, row):
         known["reason"] = reason
     for name, text in known.items():
         table.add_row(name, Text(text))

@@ -3,9 +3,10 @@
 import numpy as np
 
 from flowmap.choosing import segments_of
+from flowmap.cli.advice import how_to_fill
 from flowmap.cli.asking import ask
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import quoted, say, say_json
+from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import All, AsJson, Flag, SegmentNames, TargetPath, Yes
 from flowmap.errors import InvalidArgumentError
 from flowmap.resetting import reset as reset_segments
@@ -56,7 +57,7 @@ def reset(
     if as_json:
         say_json({"path": str(target.path), "reset": indices_reset})
     elif chosen:
-        say(f"{len(chosen)} segments are pending again. Next: flowmap fill {quoted(path)}")
+        say(f"{len(chosen)} segments are pending again. Next: {how_to_fill(path, target)}")
     else:
         say("No segments have failed or are damaged.")
     return Exit.DONE

@@ -5,6 +5,7 @@ import logging
 import re
 from typing import Literal
 
+from flowmap.cli.advice import note_traceback
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import (
@@ -19,9 +20,10 @@ from flowmap.cli.parameters import (
     WholeNumber,
 )
 from flowmap.cli.serving import needing_server
-from flowmap.errors import FlowmapError, InvalidArgumentError, printable
+from flowmap.errors import FlowmapError, InvalidArgumentError, SegmentsFailedError, printable
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
+from flowmap.target import open_target
 from flowmap.wording import option
 
 
@@ -66,6 +68,7 @@ def run(
     # Of all commands this and `deploy` alone load Prefect.
     from prefect.exceptions import ParameterTypeError  # noqa: PLC0415
 
+    from flowmap.deployed import place  # noqa: PLC0415
     from flowmap.flow import fill_array  # noqa: PLC0415
 
     _tell_mistakes_briefly()
@@ -88,6 +91,9 @@ def run(
                 checkpoint_seconds=checkpoint_seconds,
                 finite=finite,
             )
+    except SegmentsFailedError as error:
+        note_traceback(error, path, open_target(place(path)), None)
+        raise
     except ParameterTypeError as error:
         raise InvalidArgumentError(_by_options(str(error))) from error
     if as_json:

@@ -4,10 +4,12 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.live import Live
 
 from flowmap.choosing import segments_of
+from flowmap.cli.advice import how_to_fill, how_to_see_why
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import out, quoted, say, say_json
 from flowmap.cli.parameters import AsJson, Seconds, SegmentNames, TargetPath, Watch
@@ -71,7 +73,7 @@ def status(
         say(*(details(target, row) for row in table))
     else:
         say(_picture(path, target, summary, table))
-        say(*_advice(path, summary))
+        say(*_advice(path, target, summary, table))
     return _CODES[summary.state]
 
 
@@ -112,11 +114,14 @@ def _picture(
     return Group(*(part for part in parts if part))
 
 
-def _advice(path: str, summary: Summary) -> list[str]:
+def _advice(path: str, target: Target, summary: Summary, table: Any) -> list[str]:
     if summary.state == "valid":
         return []
     if summary.state == "running":
         return [f"To watch it: flowmap status {quoted(path)} --watch"]
     if summary.is_filled:
         return [f"Next: flowmap validate {quoted(path)}"]
-    return [f"To fill what is missing: flowmap fill {quoted(path)}"]
+    (failed,) = np.nonzero(table["state"] == "failed")
+    why = how_to_see_why(path, target, failed.tolist())
+    fill = f"To fill what is missing: {how_to_fill(path, target)}"
+    return [why, fill] if why else [fill]

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from flowmap.cli.advice import how_to_fill
 from flowmap.cli.exits import Exit
-from flowmap.cli.output import quoted, say, say_json
+from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import AsJson, Flag, TargetPath
 from flowmap.report import ValidationReport
 from flowmap.summary import Summary
@@ -40,7 +41,7 @@ def validate(
     else:
         say(str(report))
         if report.marked or code == Exit.INCOMPLETE:
-            say(f"To fill what is missing: flowmap fill {quoted(path)}")
+            say(f"To fill what is missing: {how_to_fill(path, open_target(path))}")
     return code
 
 

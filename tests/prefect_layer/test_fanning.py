@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -118,7 +119,10 @@ def test_passing_fault_is_tried_again(
 
 
 def test_lasting_fault_fails_in_the_end(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The state says why, and so does the log that the UI shows with the task run."""
     monkeypatch.setattr(RETRIED, (0.1, 0.1))
@@ -130,6 +134,31 @@ def test_lasting_fault_fails_in_the_end(
     assert history(server, run) == [*tries, "Failed"]
     assert run["run_count"] == 3
     assert "ConnectionResetError: the file server went away" in run["state"]["message"]
+    logs = {
+        vars(record)["task_run_id"]: logging.Formatter().format(record)
+        for record in caplog.records
+        if record.name == "prefect.task_runs" and record.exc_info
+    }
+    assert 'raise ConnectionResetError("the file server went away")' in logs[run["id"]]
+    assert logs[run["id"]].count('File "') == 1, "nothing of flowmap"
+
+
+def test_ends_where_no_worker_can_load_the_filler(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The segments that are left would fail alike."""
+    (tmp_path / "of_this_process.py").write_text(
+        "import os, flowmap\n"
+        f"if os.getpid() != {os.getpid()}: raise ImportError('no licence here')\n"
+        "@flowmap.filler\ndef f(out, block): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options: Any = {"filler": "of_this_process:f", "segments": 40, "workers": 1}
+    with pytest.raises(SegmentsFailedError, match="No worker can load the filler") as caught:
+        flowmap.fill_array(str(tmp_path / "out.npy"), 400, "u1", **options)
+    assert len(caught.value.failures) < 40
+    assert "ImportError: no licence here" in str(caught.value)
+    assert server.newest_run()["state_type"] == "FAILED"
 
 
 class Held(Executor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -142,7 +143,9 @@ def test_write_task_writes_values_at_hand(server: Server, tmp_path: Path) -> Non
     assert "segment 0003 [30:40]" in server.task_runs(server.newest_run()["id"], 6)
 
 
-def test_failed_segment_does_not_stop_the_others(server: Server, tmp_path: Path) -> None:
+def test_failed_segment_does_not_stop_the_others(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Validation names what is missing; running again computes only that."""
     path = tmp_path / "sweep.npy"
     broken = [True]
@@ -166,6 +169,9 @@ def test_failed_segment_does_not_stop_the_others(server: Server, tmp_path: Path)
     runs = server.task_runs(server.newest_run()["id"], 12)
     assert runs["segment 0005 [50:60]"]["state_type"] == "FAILED"
     assert runs["segment 0005 [50:60]"]["run_count"] == 1, "no retry can help a ValueError"
+    own = runs["segment 0005 [50:60]"]["id"]
+    (log,) = [r for r in caplog.records if r.exc_info and vars(r).get("task_run_id") == own]
+    assert 'raise ValueError("no convergence")' in logging.Formatter().format(log)
     assert sum(run["state_type"] == "COMPLETED" for run in runs.values()) == 10
     assert len(calls) == 10
 

@@ -1,0 +1,92 @@
+"""A guard against scripts that allocate or fill while a filler is imported from them.
+
+Python executes a whole module to import a filler that is named in text, or that a worker loads
+by its name. In a script without `if __name__ == "__main__":` this runs `fill()`, whose workers
+import the script again; and to pickle the filler, a thread waits for the import to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flowmap.errors import FillerNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+_IMPORTING: Final[ContextVar[bool]] = ContextVar("_IMPORTING", default=False)
+"""Whether this thread imports a filler now; other threads may fill meanwhile."""
+
+
+@contextlib.contextmanager
+def importing(*, now: bool = True) -> Iterator[None]:
+    """Refuse to allocate and to fill in this thread for a `with` block.
+
+    Args:
+        now: Whether to refuse; False lifts a refusal for the block.
+    """
+    before = _IMPORTING.set(now)
+    try:
+        yield
+    finally:
+        _IMPORTING.reset(before)
+
+
+def refuse_between_calls() -> None:
+    """Refuse from now on in this thread of a worker, which loads fillers between its calls.
+
+    Each call is made with `importing(now=False)`.
+    """
+    _IMPORTING.set(True)
+
+
+def check_not_importing(doing: str) -> None:
+    """Refuse to allocate or to fill while a filler is being imported.
+
+    Args:
+        doing: What the module does, for the message: "runs fill()".
+
+    Raises:
+        FillerNotFoundError: This thread imports a filler.
+    """
+    if _IMPORTING.get():
+        raise _refusal(doing, next(_modules(), None))
+
+
+def check_imported(function: object) -> None:
+    """Refuse to send a filler to other processes while its module is being imported.
+
+    To pickle it, another thread imports its module, and would wait for this import to end.
+
+    Raises:
+        FillerNotFoundError: This thread imports its module, by whatever import.
+    """
+    name = getattr(function, "__module__", None)
+    for frame in _modules():
+        if frame.f_globals.get("__name__") == name != "__main__":
+            raise _refusal("runs fill()", frame)
+
+
+def _modules() -> Iterator[FrameType]:
+    """Yield the frames of this thread in which a module is executed, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- as inspect.currentframe does
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__spec__") is not None:
+            yield frame
+        frame = frame.f_back
+
+
+def _refusal(doing: str, frame: FrameType | None) -> FillerNotFoundError:
+    name, place = "The filler's module", ""
+    if frame is not None:
+        file = frame.f_code.co_filename
+        name, place = Path(file).name, f" ({file}, line {frame.f_lineno})"
+    return FillerNotFoundError(
+        f"{name} {doing} while it is imported; put that under "
+        f"`if __name__ == '__main__':`{place}."
+    )

@@ -1,0 +1,40 @@
+"""Pickles of functions by value that keep the name of the file which defines them."""
+
+from __future__ import annotations
+
+import io
+from collections import ChainMap
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final
+
+import cloudpickle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STANDARD: Final[Callable[[CodeType], tuple[Any, ...]]] = cloudpickle.Pickler.dispatch_table[
+    CodeType
+]
+
+
+def reduce_code(code: CodeType) -> tuple[Any, ...]:
+    """Pickle code with its file: cloudpickle 3.1.3 puts "<dynamic-code>" into tracebacks."""
+    make, arguments = _STANDARD(code)[:2]
+    return _made, (code.co_filename, make, *arguments)
+
+
+def _made(file: str, make: Callable[..., CodeType], *arguments: Any) -> CodeType:
+    return make(*arguments).replace(co_filename=file)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    dispatch_table: Final = ChainMap(
+        {CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
+
+
+def dumps(value: object) -> bytes:
+    """Pickle a value as `cloudpickle.dumps` does; code keeps its file."""
+    with io.BytesIO() as file:
+        _Pickler(file).dump(value)
+        return file.getvalue()
