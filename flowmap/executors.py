@@ -157,7 +157,8 @@ def fill(
     One segment that fails does not stop the others. Ctrl-C ends the workers; what was done
     is kept, and calling again goes on from there. On SIGTERM or SIGUSR1, which a batch system
     sends before its time limit, each worker finishes its block and makes it durable, and the
-    process exits with 75: in the main thread, and where nobody else handles them.
+    process exits with 75: in the main thread, and where nobody else handles them. A second
+    SIGTERM ends the process, and its workers, at once.
 
     Args:
         target: The target, or its path.
