@@ -38,7 +38,7 @@ def fill_share(
 
     What an engine calls in each of its own jobs: Snakemake, or the array of a batch system.
     What is done computes nothing; one that fails does not stop the others. No lock is taken, as
-    in `fill_segment`, which also says what a batch system's signal does; none is begun after it.
+    in `fill_segment`, which also says what a batch system's signal does; it begins no more.
 
     Args:
         target: The target, or its path.

@@ -20,6 +20,7 @@ from concurrent.futures import (
     wait,
 )
 from multiprocessing import resource_tracker
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -27,6 +28,7 @@ from loky.backend import resource_tracker as trackers_of_loky
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
+from flowmap.parcels import Packing, call_with_kept, keep
 from flowmap.segments import Segment
 from flowmap.stopping import killed_with_parent, note_signals, shield_children
 from flowmap.write import STOP
@@ -34,6 +36,8 @@ from flowmap.write import STOP
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
+
+    from flowmap.parcels import Parcel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,6 +125,7 @@ class Processes(Executor):
     run again in them. It pickles with cloudpickle, so that functions of a script or a
     notebook travel. One pool of one process each, since a pool is broken as a whole. One
     thread starts them all and ends last: Linux kills a worker with the thread that started it.
+    A work that is the last argument of a call is sent to each worker once.
 
     Args:
         workers: How many.
@@ -130,7 +135,8 @@ class Processes(Executor):
     def __init__(self, workers: int, tries: int = TRIES) -> None:
         self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
-        self._pools: set[ProcessPoolExecutor] = set()
+        self._pools: dict[ProcessPoolExecutor, str | None] = {}  # with the work that it has
+        self._packing = Packing()
         self._futures: WeakSet[Future[Any]] = WeakSet()
         self._guard = threading.Lock()
         self._ended = False
@@ -140,15 +146,27 @@ class Processes(Executor):
         self._threads = ThreadPoolExecutor(workers, "flowmap", initializer=shield_children)
         self._starter = ThreadPoolExecutor(1, "flowmap-starter", initializer=shield_children)
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function in the next worker that is free."""
         if self._cancelled:
             raise CancelledError
-        future = self._threads.submit(self._run, fn, *args, **kwargs)
+        try:
+            args, parcel = self._packing.part(args)
+        except PicklingError as error:
+            unsent: Future[T] = Future()
+            unsent.set_exception(error)
+            return unsent
+        future = self._threads.submit(self._run, parcel, fn, args, kwargs)
         self._futures.add(future)
         return future
 
-    def _run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def _run(
+        self,
+        parcel: Parcel | None,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> T:
         name = next(
             (a.name for a in args if isinstance(a, Segment)), getattr(fn, "__name__", fn)
         )
@@ -158,9 +176,11 @@ class Processes(Executor):
             for _ in range(self._tries):
                 pool = pool or self._start()
                 try:
-                    # A submission may start a process: the first, or one in place of another.
-                    task = self._starter.submit(pool.submit, fn, *args, **kwargs).result()
-                    result: T = task.result()
+                    if parcel is None:
+                        result: T = self._call(pool, fn, *args, **kwargs)
+                    else:
+                        self._deliver(pool, parcel, str(name))
+                        result = self._call(pool, call_with_kept, fn, *args, **kwargs)
                 except ShutdownExecutorError:  # by end()
                     raise CancelledError from None
                 except StoppedError as error:  # by a signal: this worker takes no more
@@ -190,6 +210,25 @@ class Processes(Executor):
             "fewer workers or smaller blocks may help."
         ) from death
 
+    def _deliver(self, pool: ProcessPoolExecutor, parcel: Parcel, name: str) -> None:
+        """Send a work to a worker, unless that is what the worker was sent last."""
+        if self._pools.get(pool) != parcel.key:
+            self._pools[pool] = None
+            self._call(pool, keep, parcel, name)
+            self._pools[pool] = parcel.key
+
+    def _call(
+        self,
+        pool: ProcessPoolExecutor,
+        fn: Callable[P, T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        # A submission may start a process: the first, or one in place of another.
+        task: Future[T] = self._starter.submit(pool.submit, fn, *args, **kwargs).result()
+        return task.result()
+
     def _start(self) -> ProcessPoolExecutor:
         with self._guard:
             if self._ended or self._cancelled:
@@ -198,12 +237,12 @@ class Processes(Executor):
             pool = ProcessPoolExecutor(
                 1, initializer=_prepare_worker, initargs=(os.getpid(),), env=variables
             )
-            self._pools.add(pool)
+            self._pools[pool] = None
             return pool
 
     def _forget(self, pool: ProcessPoolExecutor) -> None:
         with self._guard:
-            self._pools.discard(pool)
+            self._pools.pop(pool, None)
             if self._ended:
                 raise CancelledError
         pool.shutdown(kill_workers=True)
