@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _LOOK_SECONDS: Final = 0.1
 _ANSWER_SECONDS: Final = 5
+_SPREAD_SECONDS: Final = 30  # another's workers may be busy
 _START_SECONDS: Final = 120  # a machine under load, or with its packages on a network
 
 _SCHEMES: Final = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
@@ -182,8 +183,18 @@ class Dask(Executor):
                 key = (f"work-{self._run}", next(self._count))
                 with _any_size():
                     there = self._client.submit(Parcel, parcel.data, key=key)
+                self._spread(there)
                 self._sent = parcel, there
             return there
+
+    def _spread(self, there: Any) -> None:
+        """Have every worker get a work, before a call begins in the first that has it.
+
+        Workers get it from each other, and no worker answers while its filler keeps the GIL.
+        """
+        with contextlib.suppress(Exception):  # the calls get it later, or say what is wrong
+            if self._client.nthreads(callback_timeout=_ANSWER_SECONDS):
+                self._client.replicate([there], callback_timeout=_SPREAD_SECONDS)
 
     def _first_end(self, future: Future[Any], call: _Call, task: Future[Any]) -> None:
         """Hand on how a task ended, or try it again where it may have died for another."""
