@@ -180,6 +180,8 @@ def fill(
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
         MissingExtraError, ClusterError: There is no Dask, or no cluster.
+        InvalidArgumentError, StorageError: No worker process can be started: this one is
+            daemonic, or there is no writable /dev/shm.
         OtherJobError: The target was allocated anew since it was opened.
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
@@ -193,11 +195,12 @@ def fill(
     refuse_other_work(opened, work)
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
-    with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
+    with stoppable(), leased(opened.job, run) as lease, contextlib.ExitStack() as opening:
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
         if not pending:
             return tally.records
+        pool = opening.enter_context(_open(executor, workers))
         watch = StallWatch(opened, pool, len(pending), _LOGGER.warning)
         # Its own executors are ended with the run; others may call what was submitted later on.
         call = partial(fill_for_run, token=lease.token) if pool is executor else fill_work

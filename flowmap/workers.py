@@ -6,11 +6,8 @@ hand, `end()` does not.
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import threading
-import time
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -19,18 +16,17 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from multiprocessing import resource_tracker
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
-from loky.backend import resource_tracker as trackers_of_loky
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
 from flowmap.parcels import Packing, call_with_kept, keep
 from flowmap.segments import Segment
-from flowmap.stopping import killed_with_parent, note_signals, shield_children
+from flowmap.stopping import shield_children
+from flowmap.worker_processes import check_may_start, new_pool
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
@@ -47,45 +43,6 @@ TRIES: Final = 3
 
 _LOOK_SECONDS: Final = 0.1
 """How long to wait between two looks at the workers that are to stop."""
-
-_SAFE_PATH: Final = "PYTHONSAFEPATH"
-
-
-def safe_path() -> dict[str, str]:
-    """Return variables that keep the working directory off the path of a process that starts.
-
-    `python -m` and `python -c`, which start workers, put it first. In a folder that others
-    share, a file of theirs that is named like a library would then be imported in its place.
-    """
-    return {} if os.environ.get(_SAFE_PATH) else {_SAFE_PATH: "flowmap"}
-
-
-def forget_safe_path() -> None:
-    """Undo `safe_path` in a worker that has started: programs of a filler need their path."""
-    if os.environ.get(_SAFE_PATH) == "flowmap":
-        del os.environ[_SAFE_PATH]
-
-
-_STARTING: Final = threading.Lock()
-"""Held while the environment of this process has what is meant for one that starts."""
-
-
-def _start_trackers() -> dict[str, str]:
-    """Start the processes that clean up after the workers, safely as these.
-
-    Returns:
-        What `safe_path` says where no other pool is changing the environment.
-    """
-    with _STARTING:
-        variables = safe_path()
-        os.environ.update(variables)
-        try:
-            trackers_of_loky.ensure_running()
-            resource_tracker.ensure_running()
-        finally:
-            for name in variables:
-                del os.environ[name]
-    return variables
 
 
 class Threads(ThreadPoolExecutor):
@@ -130,9 +87,13 @@ class Processes(Executor):
     Args:
         workers: How many.
         tries: How often a task is tried whose worker dies.
+
+    Raises:
+        InvalidArgumentError, StorageError: No worker can be started here.
     """
 
     def __init__(self, workers: int, tries: int = TRIES) -> None:
+        check_may_start()
         self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
         self._pools: dict[ProcessPoolExecutor, str | None] = {}  # with the work that it has
@@ -141,10 +102,12 @@ class Processes(Executor):
         self._guard = threading.Lock()
         self._ended = False
         self._cancelled = False
-        for _ in range(workers):
-            self._idle.put(None)
         self._threads = ThreadPoolExecutor(workers, "flowmap", initializer=shield_children)
         self._starter = ThreadPoolExecutor(1, "flowmap-starter", initializer=shield_children)
+        # The first is made now: what keeps it from starting is one error, before any segment.
+        self._idle.put(self._starter.submit(self._start).result())
+        for _ in range(workers - 1):
+            self._idle.put(None)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function in the next worker that is free."""
@@ -233,10 +196,7 @@ class Processes(Executor):
         with self._guard:
             if self._ended or self._cancelled:
                 raise CancelledError
-            variables = _start_trackers()
-            pool = ProcessPoolExecutor(
-                1, initializer=_prepare_worker, initargs=(os.getpid(),), env=variables
-            )
+            pool = new_pool()
             self._pools[pool] = None
             return pool
 
@@ -312,33 +272,3 @@ def _cause_of(error: BaseException) -> str:
     """Return the last line of the traceback that the worker sent along, if it did."""
     text = str(error.__cause__ or "").strip(' \n"')
     return cut(text.splitlines()[-1] if text else _first_line(error))
-
-
-def _prepare_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, which sees every worker ended; die if the parent is gone.
-
-    A batch system sends its warning to every process of a job: it ends the block in hand.
-    """
-    forget_safe_path()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    note_signals()
-    die_with(parent)
-
-
-def die_with(parent: int) -> None:
-    """Let this process end, from now on, when its parent has, also while a filler has the GIL.
-
-    On Linux the kernel kills it, at the end of the *thread* that started it. Elsewhere a thread
-    looks for the parent, as far as the filler lets it.
-    """
-    if not killed_with_parent():
-        watching = threading.Thread(target=_watch, args=(parent,), daemon=True)
-        watching.start()
-    elif os.getppid() != parent:  # it had ended already
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
