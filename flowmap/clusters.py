@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import socket
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -22,19 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from uuid import uuid4
 from weakref import WeakSet
 
-import cloudpickle
-
 from flowmap import pickling
-from flowmap.errors import (
-    ClusterError,
-    FillerNotFoundError,
-    StoppedError,
-    WorkerDiedError,
-    said,
-)
+from flowmap.errors import ClusterError, StoppedError, WorkerDiedError, said
 from flowmap.extras import extra
-from flowmap.importing import importing
 from flowmap.local_cluster import local_cluster
+from flowmap.parcels import Packing, Parcel, loaded
 from flowmap.segments import Segment
 from flowmap.wording import setting
 from flowmap.workers import TRIES
@@ -48,6 +39,7 @@ T = TypeVar("T")
 
 _LOOK_SECONDS: Final = 0.1
 _ANSWER_SECONDS: Final = 5
+_SPREAD_SECONDS: Final = 30  # another's workers may be busy
 _START_SECONDS: Final = 120  # a machine under load, or with its packages on a network
 
 _SCHEMES: Final = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
@@ -59,6 +51,15 @@ class _Here:
 
     stop: threading.Event = field(default_factory=threading.Event)
     in_hand: set[object] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What was submitted: a pickled call, and the work that it goes with."""
+
+    name: str
+    pickled: bytes
+    parcel: Parcel | None
 
 
 _RUNS: Final[defaultdict[str, _Here]] = defaultdict(_Here)
@@ -86,6 +87,10 @@ class Dask(Executor):
     A worker may have several tasks, and its death does not say whose fault it was. What died
     is therefore tried again one at a time, when nothing else is left that could kill it. So a
     segment that keeps killing its worker fails by itself.
+
+    A work that is the last argument of a call is a task of its own, on which the calls depend:
+    so the scheduler has it once, and can have it made again when the worker that had it dies;
+    workers get it from each other, once each; and Dask drops it when this client is gone.
 
     Args:
         workers: How many processes of this machine, each with one thread, make a cluster of
@@ -117,6 +122,9 @@ class Dask(Executor):
         self._again = ThreadPoolExecutor(1, "flowmap-again")
         self._first_tries: WeakSet[Future[Any]] = WeakSet()
         self._count = itertools.count()
+        self._packing = Packing()
+        self._guard = threading.Lock()
+        self._sent: tuple[Parcel | None, Any] = (None, None)
 
     def _connected(self, workers: int, address: str | None) -> Any:
         distributed = extra("distributed", "dask")
@@ -134,7 +142,7 @@ class Dask(Executor):
             ) from error
         return client
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function in the next worker that is free."""
         if self._cancelled:
             raise CancelledError
@@ -142,52 +150,76 @@ class Dask(Executor):
         name = segment.name if segment else getattr(fn, "__name__", str(fn))
         future: Future[T] = Future()
         try:
-            call = pickling.dumps((fn, args, kwargs))
+            args, parcel = self._packing.part(args)
+            call = _Call(name, pickling.dumps((fn, args, kwargs)), parcel)
         except Exception as error:  # noqa: BLE001 -- whatever an argument raises
             future.set_exception(error)
             return future
-        task = self._task(future, name, call)
+        task = self._task(future, call)
         self._first_tries.add(task)
-        task.add_done_callback(partial(self._first_end, future, name, call))
+        task.add_done_callback(partial(self._first_end, future, call))
         # Last: a signal's exception may cut this short, and nothing would end the future.
         self._futures.add(future)
         return future
 
-    def _task(self, future: Future[Any], name: str, call: bytes) -> Future[Any]:
+    def _task(self, future: Future[Any], call: _Call) -> Future[Any]:
         """Send a call to the cluster, under a key that Dask's dashboard shows."""
         # All of one group, as Dask tells it by the first part: it keeps these to itself until
         # a worker is free.
-        key = (f"fill-{self._run}", name, next(self._count))
-        there = self._client.submit(_run_there, self._run, name, call, key=key)
+        key = (f"fill-{self._run}", call.name, next(self._count))
+        sent = None if call.parcel is None else self._sent_work(call.parcel)
+        there = self._client.submit(
+            _run_there, self._run, call.name, call.pickled, sent, key=key
+        )
         future.add_done_callback(lambda ended: ended.cancelled() and there.cancel())
         task: Future[Any] = Future()
         self._client.loop.add_callback(_hand_on, there, task)
         return task
 
-    def _first_end(
-        self, future: Future[Any], name: str, call: bytes, task: Future[Any]
-    ) -> None:
+    def _sent_work(self, parcel: Parcel) -> Any:
+        """Return Dask's future of a work in the cluster; send the work there if need be."""
+        with self._guard:
+            last, there = self._sent
+            # The worker that had it in hand may have been killed by something else.
+            if last is not parcel or there.status == "error":
+                key = (f"work-{self._run}", next(self._count))
+                with _any_size():
+                    there = self._client.submit(Parcel, parcel.data, key=key)
+                self._spread(there)
+                self._sent = parcel, there
+            return there
+
+    def _spread(self, there: Any) -> None:
+        """Have every worker get a work, before a call begins in the first that has it.
+
+        Workers get it from each other, and no worker answers while its filler keeps the GIL.
+        """
+        with contextlib.suppress(Exception):  # the calls get it later, or say what is wrong
+            if self._client.nthreads(callback_timeout=_ANSWER_SECONDS):
+                self._client.replicate([there], callback_timeout=_SPREAD_SECONDS)
+
+    def _first_end(self, future: Future[Any], call: _Call, task: Future[Any]) -> None:
         """Hand on how a task ended, or try it again where it may have died for another."""
         if self._died(task) and not self._cancelled:
-            self._again.submit(self._try_again, future, name, call)
+            self._again.submit(self._try_again, future, call)
         else:
-            self._settle(future, name, task)
+            self._settle(future, call.name, task)
 
     def _died(self, task: Future[Any]) -> bool:
         return isinstance(task.exception(), self._killed)
 
-    def _try_again(self, future: Future[Any], name: str, call: bytes) -> None:
+    def _try_again(self, future: Future[Any], call: _Call) -> None:
         for _ in range(TRIES - 1):
             while first := next((t for t in list(self._first_tries) if not t.done()), None):
                 if self._cancelled:
                     future.cancel()
                     return
                 _wait([first], _LOOK_SECONDS)
-            task = self._task(future, name, call)
+            task = self._task(future, call)
             _wait([task])
             if not self._died(task) or self._cancelled:
                 break
-        self._settle(future, name, task)
+        self._settle(future, call.name, task)
 
     def _settle(self, future: Future[Any], name: str, task: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
@@ -269,6 +301,13 @@ class Dask(Executor):
         self._closing.close()
 
 
+def _any_size() -> contextlib.AbstractContextManager[object]:
+    """Keep Dask from warning that a work is large, which is the user's to decide."""
+    limit = {"distributed.admin.large-graph-warning-threshold": sys.maxsize}
+    setting: contextlib.AbstractContextManager[object] = extra("dask.config", "dask").set(limit)
+    return setting
+
+
 async def _hand_on(there: Any, task: Future[Any]) -> None:
     """Wait for a future of Dask's, in its loop, and tell one of Python's how it ended.
 
@@ -282,31 +321,19 @@ async def _hand_on(there: Any, task: Future[Any]) -> None:
         task.set_exception(error if there.status == "error" else CancelledError())
 
 
-def _run_there(run: str, name: str, call: bytes) -> Any:
-    """Call what was submitted, in a worker."""
+def _run_there(run: str, name: str, call: bytes, parcel: Parcel | None) -> Any:
+    """Call what was submitted, in a worker; with the work that came with it, if one did."""
     here, this = _RUNS[run], object()
     here.in_hand.add(this)
     before = STOP.set(here.stop)
     try:
         if here.stop.is_set():
             raise StoppedError(f"{name} was stopped before it began.")
-        fn, args, kwargs = _loaded(call, name)
-        return fn(*args, **kwargs)
+        fn, args, kwargs = loaded(call, name)
+        return fn(*args, *([] if parcel is None else [parcel.load(name)]), **kwargs)
     finally:
         STOP.reset(before)
         here.in_hand.discard(this)
-
-
-def _loaded(call: bytes, name: str) -> Any:
-    try:
-        with importing():
-            return cloudpickle.loads(call)
-    except Exception as error:
-        raise FillerNotFoundError(
-            f"{name}: a worker cannot load the filler or its arguments ({said(error)}). Put "
-            "them into a module that can be imported there too.",
-            worker=f"{socket.gethostname()}:{os.getpid()}",
-        ) from error
 
 
 def _stop_here(run: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from distributed import Worker
 
 from flowmap.local_cluster import SHIELDED
-from flowmap.workers import die_with, forget_safe_path
+from flowmap.worker_processes import die_with, forget_safe_path
 
 
 def dask_setup(server: Any) -> None:

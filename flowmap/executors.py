@@ -159,7 +159,8 @@ def fill(
     One segment that fails does not stop the others. Ctrl-C ends the workers; what was done
     is kept, and calling again goes on from there. On SIGTERM or SIGUSR1, which a batch system
     sends before its time limit, each worker finishes its block and makes it durable, and the
-    process exits with 75: in the main thread, and where nobody else handles them.
+    process exits with 75: in the main thread, and where nobody else handles them. A second
+    SIGTERM ends the process, and its workers, at once.
 
     Args:
         target: The target, or its path.
@@ -182,6 +183,8 @@ def fill(
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
         MissingExtraError, ClusterError: There is no Dask, or no cluster.
+        InvalidArgumentError, StorageError: No worker process can be started: this one is
+            daemonic, or there is no writable /dev/shm.
         OtherJobError: The target was allocated anew since it was opened.
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
@@ -198,11 +201,12 @@ def fill(
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
     if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
         check_imported(work.function)
-    with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
+    with stoppable(), leased(opened.job, run) as lease, contextlib.ExitStack() as opening:
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
         if not pending:
             return tally.records
+        pool = opening.enter_context(_open(executor, workers))
         watch = StallWatch(opened, pool, len(pending), _LOGGER.warning)
         # Its own executors are ended with the run; others may call what was submitted later on.
         call = partial(fill_for_run, token=lease.token) if pool is executor else fill_work

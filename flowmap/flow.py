@@ -249,10 +249,11 @@ def _fill_pending(
     logger, told_at, done = get_run_logger(), time.monotonic(), 0
     failures: dict[Segment, BaseException] = {}
     with (
+        # Around the pool: a second SIGTERM, while that waits for the blocks in hand, is not
+        # Prefect's to make an exception of, which would leave the pool in the midst of its end.
+        stoppable(instead_of=_handler_of_prefect()),
         FanOut(work, width(executor, workers)) as fan_out,
         open_executor(executor, workers) as pool,
-        # Here, too: the workers are to know in which way it ends.
-        stoppable(instead_of=_handler_of_prefect()),
     ):
         watch = StallWatch(target, pool, len(pending), logger.warning)
         for segment, error in fan_out.fill(pool, pending, watch):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.extras import extra
 from flowmap.stopping import SIGNALS
-from flowmap.workers import safe_path
+from flowmap.worker_processes import safe_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from flowmap import sentinels
 from flowmap.arguments import flag
 from flowmap.choosing import segments_of
-from flowmap.errors import FlowmapError
+from flowmap.errors import FlowmapError, StoppedError
 from flowmap.recalling import work_of
 from flowmap.run_errors import failed
-from flowmap.stopping import stoppable
+from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
 from flowmap.write import fill_work
 
@@ -38,7 +38,7 @@ def fill_share(
 
     What an engine calls in each of its own jobs: Snakemake, or the array of a batch system.
     What is done computes nothing; one that fails does not stop the others. No lock is taken, as
-    in `fill_segment`, which also says what a batch system's signal does.
+    in `fill_segment`, which also says what a batch system's signal does; it begins no more.
 
     Args:
         target: The target, or its path.
@@ -80,14 +80,18 @@ def fill_here(target: Target, segments: Sequence[Segment], work: Work) -> list[S
     """Fill segments in this process; one that fails does not stop the others.
 
     Raises:
+        StoppedError: The process was asked to stop: no further segment is claimed.
         FlowmapError: The one that failed; a `SegmentsFailedError` of several.
     """
     records: list[SegmentRecord] = []
     failures: dict[Segment, BaseException] = {}
     with stoppable():
         for segment in segments:
+            refuse_if_asked()
             try:
                 records.append(fill_work(segment, work))
+            except StoppedError:
+                raise
             except FlowmapError as error:
                 failures[segment] = error
                 if len(segments) == 1:

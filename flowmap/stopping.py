@@ -1,19 +1,22 @@
 """Being asked to stop: what SIGTERM and SIGUSR1 do to a process that fills.
 
 A batch system sends one of them some time before it kills. A fill then finishes its block,
-makes it durable and ends, so that nothing is lost but the waiting for the next job.
+makes it durable and ends, so that nothing is lost but the waiting for the next job. A second
+SIGTERM ends the process at once, by the signal's default action.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import StoppedError
@@ -25,6 +28,9 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 
 _ASKED: Final[list[int]] = []
 """The signals that asked. No `Event`: a second signal would wait for the lock of the first."""
+
+_SAME_SECONDS: Final = 0.2
+"""SIGTERMs that are no further apart are one request: to a process, and to its group."""
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
@@ -73,12 +79,75 @@ def killed_with_parent() -> bool:
     return bool(ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL)) == 0)
 
 
+class _SecondSignal:
+    """A thread that lets a second SIGTERM end this process, whatever the main thread does.
+
+    Python calls a handler in the main thread only, and only between two steps of Python: a
+    filler that computes in C for an hour would keep a second signal waiting, and Python makes
+    one of the two. So Python's C handler also writes each signal to a pipe. This thread reads
+    it and gives SIGTERM back to the kernel. Only a filler that keeps the GIL can hinder it.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._blocks = 0
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        looking = threading.Thread(
+            target=self._look, args=(reader,), name="flowmap-signals", daemon=True
+        )
+        looking.start()
+
+    def begin(self) -> None:
+        """Look for signals from now on, unless an event loop of the main thread does."""
+        before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        if before not in (-1, self._writer):
+            signal.set_wakeup_fd(before)
+
+    def end(self) -> None:
+        """Leave SIGTERM as it is from now on."""
+        with self._guard:
+            self._blocks += 1
+        self.leave_signals()
+
+    def leave_signals(self) -> None:
+        """Have no signal written to the pipe any more."""
+        before = signal.set_wakeup_fd(-1)
+        if before != self._writer:
+            signal.set_wakeup_fd(before)
+
+    def _look(self, reader: int) -> None:
+        libc = ctypes.CDLL(None)
+        while number := os.read(reader, 1):
+            blocks = self._blocks
+            if number[0] != signal.SIGTERM:
+                continue
+            time.sleep(_SAME_SECONDS)
+            with self._guard:
+                if blocks == self._blocks:
+                    libc.signal(int(signal.SIGTERM), None)  # SIG_DFL
+
+
+_second_signal: Final = functools.cache(_SecondSignal)
+
+
+def _leave_pipe_to_parent() -> None:
+    """In a forked process: no signal that it gets may count as one of its parent's."""
+    if _second_signal.cache_info().currsize:
+        _second_signal().leave_signals()
+        _second_signal.cache_clear()
+
+
+os.register_at_fork(after_in_child=_leave_pipe_to_parent)
+
+
 @contextlib.contextmanager
 def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 ask this process to stop, for a `with` block; then exit with 75.
 
     So it is in the main thread, and for a signal that nobody else handles. The block sees by
-    `is_asked` that it is to end, and does so in its own time.
+    `is_asked` that it is to end, and does so in its own time. A second SIGTERM, a moment
+    after the first, has its default action: the process ends at once.
 
     Args:
         instead_of: A handler that is replaced, too.
@@ -96,6 +165,8 @@ def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
     try:
         for number in taken:
             signal.signal(number, _note)
+        if signal.SIGTERM in taken:
+            _second_signal().begin()
         try:
             yield
         except Exception as error:
@@ -105,6 +176,8 @@ def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
         if taken and is_asked():
             raise _end()
     finally:
+        if signal.SIGTERM in taken:
+            _second_signal().end()
         for number, handler in taken.items():
             signal.signal(number, handler)
         if taken:

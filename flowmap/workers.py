@@ -6,11 +6,8 @@ hand, `end()` does not.
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import threading
-import time
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -19,25 +16,25 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from multiprocessing import resource_tracker
-from types import CodeType
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakSet
 
-from loky.backend import resource_tracker as trackers_of_loky
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
-from flowmap.importing import importing, refuse_between_calls
-from flowmap.pickling import reduce_code
+from flowmap.parcels import Packing, call_with_kept, keep
 from flowmap.segments import Segment
-from flowmap.stopping import killed_with_parent, note_signals, shield_children
+from flowmap.stopping import shield_children
 from flowmap.wording import setting
+from flowmap.worker_processes import call, check_may_start, new_pool
 from flowmap.write import STOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
+
+    from flowmap.parcels import Parcel
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,45 +44,6 @@ TRIES: Final = 3
 
 _LOOK_SECONDS: Final = 0.1
 """How long to wait between two looks at the workers that are to stop."""
-
-_SAFE_PATH: Final = "PYTHONSAFEPATH"
-
-
-def safe_path() -> dict[str, str]:
-    """Return variables that keep the working directory off the path of a process that starts.
-
-    `python -m` and `python -c`, which start workers, put it first. In a folder that others
-    share, a file of theirs that is named like a library would then be imported in its place.
-    """
-    return {} if os.environ.get(_SAFE_PATH) else {_SAFE_PATH: "flowmap"}
-
-
-def forget_safe_path() -> None:
-    """Undo `safe_path` in a worker that has started: programs of a filler need their path."""
-    if os.environ.get(_SAFE_PATH) == "flowmap":
-        del os.environ[_SAFE_PATH]
-
-
-_STARTING: Final = threading.Lock()
-"""Held while the environment of this process has what is meant for one that starts."""
-
-
-def _start_trackers() -> dict[str, str]:
-    """Start the processes that clean up after the workers, safely as these.
-
-    Returns:
-        What `safe_path` says where no other pool is changing the environment.
-    """
-    with _STARTING:
-        variables = safe_path()
-        os.environ.update(variables)
-        try:
-            trackers_of_loky.ensure_running()
-            resource_tracker.ensure_running()
-        finally:
-            for name in variables:
-                del os.environ[name]
-    return variables
 
 
 class Threads(ThreadPoolExecutor):
@@ -125,6 +83,7 @@ class Processes(Executor):
     run again in them. It pickles with cloudpickle, so that functions of a script or a
     notebook travel. One pool of one process each, since a pool is broken as a whole. One
     thread starts them all and ends last: Linux kills a worker with the thread that started it.
+    A work that is the last argument of a call is sent to each worker once.
 
     Args:
         workers: How many.
@@ -132,31 +91,50 @@ class Processes(Executor):
 
     Attributes:
         processes: How many there are.
+
+    Raises:
+        InvalidArgumentError, StorageError: No worker can be started here.
     """
 
     def __init__(self, workers: int, tries: int = TRIES) -> None:
+        check_may_start()
         self.processes = workers
         self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
-        self._pools: set[ProcessPoolExecutor] = set()
+        self._pools: dict[ProcessPoolExecutor, str | None] = {}  # with the work that it has
+        self._packing = Packing()
         self._futures: WeakSet[Future[Any]] = WeakSet()
         self._guard = threading.Lock()
         self._ended = False
         self._cancelled = False
-        for _ in range(workers):
-            self._idle.put(None)
         self._threads = ThreadPoolExecutor(workers, "flowmap", initializer=shield_children)
         self._starter = ThreadPoolExecutor(1, "flowmap-starter", initializer=shield_children)
+        # The first is made now: what keeps it from starting is one error, before any segment.
+        self._idle.put(self._starter.submit(self._start).result())
+        for _ in range(workers - 1):
+            self._idle.put(None)
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function in the next worker that is free."""
         if self._cancelled:
             raise CancelledError
-        future = self._threads.submit(self._run, fn, *args, **kwargs)
+        try:
+            args, parcel = self._packing.part(args)
+        except PicklingError as error:
+            unsent: Future[T] = Future()
+            unsent.set_exception(error)
+            return unsent
+        future = self._threads.submit(self._run, parcel, fn, args, kwargs)
         self._futures.add(future)
         return future
 
-    def _run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def _run(
+        self,
+        parcel: Parcel | None,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> T:
         name = next(
             (a.name for a in args if isinstance(a, Segment)), getattr(fn, "__name__", fn)
         )
@@ -166,11 +144,11 @@ class Processes(Executor):
             for _ in range(self._tries):
                 pool = pool or self._start()
                 try:
-                    # A submission may start a process: the first, or one in place of another.
-                    task = self._starter.submit(
-                        pool.submit, _called, fn, *args, **kwargs
-                    ).result()
-                    result: T = task.result()
+                    if parcel is None:
+                        result: T = self._call(pool, fn, *args, **kwargs)
+                    else:
+                        self._deliver(pool, parcel, str(name))
+                        result = self._call(pool, call_with_kept, fn, *args, **kwargs)
                 except ShutdownExecutorError:  # by end()
                     raise CancelledError from None
                 except StoppedError as error:  # by a signal: this worker takes no more
@@ -200,24 +178,36 @@ class Processes(Executor):
             "fewer workers or smaller blocks may help."
         ) from death
 
+    def _deliver(self, pool: ProcessPoolExecutor, parcel: Parcel, name: str) -> None:
+        """Send a work to a worker, unless that is what the worker was sent last."""
+        if self._pools.get(pool) != parcel.key:
+            self._pools[pool] = None
+            self._call(pool, keep, parcel, name)
+            self._pools[pool] = parcel.key
+
+    def _call(
+        self,
+        pool: ProcessPoolExecutor,
+        fn: Callable[P, T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        # A submission may start a process: the first, or one in place of another.
+        task: Future[T] = self._starter.submit(pool.submit, call, fn, *args, **kwargs).result()
+        return task.result()
+
     def _start(self) -> ProcessPoolExecutor:
         with self._guard:
             if self._ended or self._cancelled:
                 raise CancelledError
-            variables = _start_trackers()
-            pool = ProcessPoolExecutor(
-                1,
-                job_reducers={CodeType: reduce_code},
-                initializer=_prepare_worker,
-                initargs=(os.getpid(),),
-                env=variables,
-            )
-            self._pools.add(pool)
+            pool = new_pool()
+            self._pools[pool] = None
             return pool
 
     def _forget(self, pool: ProcessPoolExecutor) -> None:
         with self._guard:
-            self._pools.discard(pool)
+            self._pools.pop(pool, None)
             if self._ended:
                 raise CancelledError
         pool.shutdown(kill_workers=True)
@@ -287,40 +277,3 @@ def _cause_of(error: BaseException) -> str:
     """Return the last line of the traceback that the worker sent along, if it did."""
     text = str(error.__cause__ or "").strip(' \n"')
     return cut(text.splitlines()[-1] if text else _first_line(error))
-
-
-def _prepare_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, which sees every worker ended; die if the parent is gone.
-
-    A batch system sends its warning to every process of a job: it ends the block in hand.
-    """
-    forget_safe_path()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    note_signals()
-    refuse_between_calls()
-    die_with(parent)
-
-
-def _called(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a worker; it may fill other jobs, unlike what a worker imports."""
-    with importing(now=False):
-        return fn(*args, **kwargs)
-
-
-def die_with(parent: int) -> None:
-    """Let this process end, from now on, when its parent has, also while a filler has the GIL.
-
-    On Linux the kernel kills it, at the end of the *thread* that started it. Elsewhere a thread
-    looks for the parent, as far as the filler lets it.
-    """
-    if not killed_with_parent():
-        watching = threading.Thread(target=_watch, args=(parent,), daemon=True)
-        watching.start()
-    elif os.getppid() != parent:  # it had ended already
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

@@ -65,7 +65,7 @@ def fill_segment(
     a time has a segment, and where two have it nevertheless, the later claim wins and the
     other stops. On SIGTERM or SIGUSR1, which a batch system sends before its time limit, the
     block in hand is finished, what is written is made durable, and the process exits with 75:
-    in the main thread, and where nobody else handles them.
+    in the main thread, and where nobody else handles them. A second SIGTERM ends it at once.
 
     Args:
         segment: From `target.segments` or `target.pending()`.

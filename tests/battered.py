@@ -27,7 +27,7 @@ from support import oracle, script, start
 
 import flowmap
 from flowmap.errors import FlowmapError
-from flowmap.workers import _prepare_worker
+from flowmap.worker_processes import prepare_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,7 @@ def pool_of(name: str) -> Executor | Any:
         return ThreadPoolExecutor(2)
     if name == "a pool of processes":
         context, parent = multiprocessing.get_context("fork"), (os.getpid(),)
-        pool = ProcessPoolExecutor(2, context, _prepare_worker, parent)
+        pool = ProcessPoolExecutor(2, context, prepare_worker, parent)
         pool.submit(int).result()  # forked now, before there are threads
         return pool
     return name

@@ -274,6 +274,30 @@ class Unloadable:
         return _unloadable, ()
 
 
+class Traveller:
+    """Writes into a file when it is pickled, and when it is loaded in another process."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._note("pickled")
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._note("loaded")
+
+    def _note(self, what: str) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{what} {os.getpid()}\n")
+
+    def notes(self, what: str) -> list[int]:
+        """Return the processes in which that happened, one for each time."""
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        return [int(pid) for noted, pid in lines if noted == what]
+
+
 def logged_rows(log: Path) -> list[int]:
     """Return what `logged` has written."""
     return [int(line) for line in log.read_text().split()] if log.exists() else []

@@ -182,12 +182,15 @@ def test_a_handler_of_ones_own_stays() -> None:
 
 
 STORM = """
-import os, subprocess, sys
+import os, sys
 from flowmap.stopping import stoppable
 
-send = f"import os\\nfor _ in range(50_000): os.kill({os.getpid()}, {sys.argv[1]})"
 with stoppable():
-    subprocess.run([sys.executable, "-c", send])
+    if os.fork() == 0:
+        for _ in range(20_000):
+            os.kill(os.getppid(), int(sys.argv[1]))
+        os._exit(0)
+    os.wait()
 """
 
 
@@ -196,6 +199,106 @@ def test_signals_that_come_in_the_middle_of_one(number: signal.Signals) -> None:
     """A batch system sends them to each process and to its group, microseconds apart."""
     child = run(script(STORM, int(number)))
     assert child.returncode == os.EX_TEMPFAIL, child.stderr
+
+
+AGAIN = """
+import ctypes, os, sys
+import flowmap
+import flowmap.write
+
+def endless(out, block):
+    print("worker", flush=True)
+    lock = ctypes.create_string_buffer(64)  # a pthread_mutex_t, which no signal wakes
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+target = flowmap.allocate(sys.argv[1], 4, "f8", segments=2)
+if sys.argv[2] == "share":
+    flowmap.fill_share(target, "all", endless)
+else:
+    flowmap.fill(target, endless, executor=sys.argv[2], workers=1)
+"""
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process handles a signal, as its line SigCgt in proc(5) says."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = status.partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("kind", ["processes", "threads", "dask", "share"])
+def test_a_second_sigterm_ends_a_run_at_once(tmp_path: Path, kind: str) -> None:
+    """Its default action does, whatever the filler is at, and no worker is left behind."""
+    child = start(script(AGAIN, tmp_path / "a.npy", kind), start_new_session=True)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "worker\n"
+        child.send_signal(signal.SIGUSR1)  # asks as well, and is no SIGTERM
+        child.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while handles(child.pid, signal.SIGTERM) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert child.poll() is None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == -signal.SIGTERM
+        assert not until_gone(child.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+    assert not flowmap.open_target(tmp_path / "a.npy").status()["rows_done"].any()
+
+
+def test_a_signal_of_a_forked_process_is_its_own() -> None:
+    """It does not count as the first of its parent, which has the same handlers."""
+    child = run(script(FORKED))
+    assert child.returncode == 0, child.stderr
+
+
+FORKED = """
+import os, signal, time
+from flowmap import stopping
+
+with stopping.stoppable():
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(int(not stopping.is_asked()))
+    assert os.waitpid(pid, 0)[1] == 0
+    time.sleep(2 * stopping._SAME_SECONDS)
+    assert not stopping.is_asked()
+    with open("/proc/self/status") as status:
+        caught = status.read().partition("SigCgt:")[2].split()[0]
+    assert int(caught, 16) >> (signal.SIGTERM - 1) & 1
+"""
+
+
+def test_a_share_claims_nothing_more(tmp_path: Path) -> None:
+    """It ends after the block being written, though each block is the last of its segment."""
+    target = flowmap.allocate(tmp_path / "a.npy", 6, "f8", segments=3)
+
+    def last(_out: np.ndarray[Any, Any], _block: flowmap.Block) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        flowmap.fill_share(target, "all", last)
+    assert ended.value.code == os.EX_TEMPFAIL
+    assert target.status()["attempt"].tolist() == [1, 0, 0]
+    assert states(target) == ["done", "pending", "pending"]
+
+
+def test_a_share_gives_a_segment_back_and_ends(tmp_path: Path) -> None:
+    """A segment that has more blocks stays as far as it is; no other is claimed."""
+    target = flowmap.allocate(tmp_path / "a.npy", 6, "f8", segments=3, block_rows=1)
+
+    def last(_out: np.ndarray[Any, Any], _block: flowmap.Block) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        flowmap.fill_share(target, "all", last)
+    assert target.status()["attempt"].tolist() == [1, 0, 0]
+    assert target.status()["rows_done"].tolist() == [1, 0, 0]
 
 
 def test_only_the_main_thread_takes_signals() -> None:
