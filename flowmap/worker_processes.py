@@ -60,8 +60,9 @@ def check_may_start() -> None:
     """
     if multiprocessing.current_process().daemon:
         raise InvalidArgumentError(
-            f"{option('executor')} is 'processes', but this process is daemonic, as the workers "
-            "of Celery and of a DataLoader are, and Python starts no processes from there. Pass "
+            f"{option('executor')} is 'processes', but this process is daemonic, as the "
+            "workers of Celery and of a DataLoader are, and Python starts no processes from "
+            "there. Pass "
             + setting(executor="threads")
             + either(", or fill the segments here, by fill_share().", ".")
         )
