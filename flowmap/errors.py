@@ -241,6 +241,18 @@ class AccessDeniedError(StorageError, PermissionError):
     """The file or folder may not be read or written."""
 
 
+class FillerChangedWarning(UserWarning):
+    """Segments of a job were filled by an earlier source of its filler.
+
+    Attributes:
+        segments: Numbers of these segments.
+    """
+
+    def __init__(self, message: str, segments: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.segments = segments
+
+
 def storage_error(
     error: OSError | MemoryError, doing: str, path: str | os.PathLike[str]
 ) -> StorageError:

@@ -28,6 +28,7 @@ from flowmap.errors import (
 from flowmap.lease import leased
 from flowmap.machine import available_cpus
 from flowmap.progress import Progress, Tally
+from flowmap.sources import warn_if_changed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
@@ -174,6 +175,9 @@ def fill(
     Returns:
         The records of the segments that this call filled, in the order they were done.
 
+    Warns:
+        FillerChangedWarning: Segments were filled by an earlier source of the filler.
+
     Raises:
         SegmentsFailedError: Some segments failed; its `failures` say why.
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
@@ -193,6 +197,7 @@ def fill(
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
     with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
+        warn_if_changed(opened.job, work)
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
         if not pending:

@@ -168,7 +168,7 @@ class Target:
         Returns:
             Shape (segments,), dtype `flowmap.records.STATUS`: index, start, stop, state
             ("pending", "running", "written", "failed", "damaged" or "done"), rows_done,
-            attempt, digest, started, finished, host, pid, work, reason.
+            attempt, digest, started, finished, host, pid, work, source, reason.
 
         Raises:
             OtherJobError: The target was allocated anew since it was opened.

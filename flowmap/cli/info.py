@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from flowmap import human
+from flowmap.cli.changes import say_changes
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import Text, say, say_json
 from flowmap.cli.parameters import AsJson, TargetPath
@@ -13,6 +14,7 @@ from flowmap.cli.picture import date
 from flowmap.dtypes import dtype_from_descr
 from flowmap.exporting import export as export_record
 from flowmap.exporting import read_export, record_of
+from flowmap.sources import Change
 
 
 def info(path: TargetPath, /, *, export: Path | None = None, as_json: AsJson = False) -> Exit:
@@ -31,8 +33,10 @@ def info(path: TargetPath, /, *, export: Path | None = None, as_json: AsJson = F
         record = read_export(path)
     else:
         record = record_of(path)
+    changes = [Change.of_document(each) for each in record.get("changes", [])]
+    warnings = say_changes(path, changes, as_json=as_json)
     if as_json:
-        say_json(record)
+        say_json(record | warnings)
     else:
         say(Text(str(path), "bold"), _table(record))
         if export is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Literal
 
 from flowmap.cli.exits import Exit
@@ -77,9 +78,10 @@ def run(
     except ParameterTypeError as error:
         raise InvalidArgumentError(str(error)) from error
     if as_json:
-        say_json({"path": str(report.path), "ok": report.ok, "digest": report.digest})
+        document = {"path": str(report.path), "ok": report.ok, "digest": report.digest}
+        say_json(document | {"warnings": list(report.warnings)})
     else:
-        say(str(report))
+        say(str(replace(report, warnings=())))  # they are in the log of the flow run
     return Exit.DONE
 
 
