@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from flowmap import validation
 from flowmap.errors import FlowmapError
-from flowmap.sources import Change, changes_in
+from flowmap.sources import changes_in
 from flowmap.target import job_of
 
 if TYPE_CHECKING:
     import os
 
+    from flowmap.changes import Change
     from flowmap.checks import Check
     from flowmap.report import ValidationReport
 

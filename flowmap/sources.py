@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xxhash
 
+from flowmap.changes import Change
 from flowmap.documents import publish_json, read_json
-from flowmap.errors import FillerChangedWarning, FlowmapError, cut, printable
+from flowmap.errors import FlowmapError
 from flowmap.job import read_job
 from flowmap.origin import is_same_source, source_in
 from flowmap.records import FINISHED, status_of
@@ -38,84 +37,13 @@ if TYPE_CHECKING:
 _SEVERAL: Final = "ffffffff"
 """Stands for several sources: one filled the first rows of a segment, another the rest."""
 
-_LONGEST: Final = 500  # characters of the numbers of segments in a warning
+_RECORDED: Final[set[tuple[str, str, str]]] = set()
+"""What this process has recorded, or has found recorded: job, fingerprint, digest."""
+
 _WARNED: Final[set[tuple[str, str, str]]] = set()
 """What `warn_if_older` has compared in this process: job, fingerprint, digest of the source."""
 
 _OWN: Final = __name__.partition(".")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Segments of a job that an earlier source of a filler has filled, at least in part.
-
-    Attributes:
-        filler: Name of the filler.
-        segments: Numbers of the segments.
-        count: How many segments the job has.
-        path: Path of the target.
-    """
-
-    filler: str
-    segments: tuple[int, ...]
-    count: int
-    path: str
-
-    def __str__(self) -> str:
-        """Return the warning, for Python."""
-        return (
-            f"{self._fact()} If the edit changes values, compute these again: "
-            f"flowmap.reset(path, segments) with the segments {self.numbers(', ')}, then fill; "
-            'or all of them: allocate(..., exist="overwrite"). Mark a filler that computes '
-            'other values by @flowmap.filler(version="2"): flowmap then refuses to mix them.'
-        )
-
-    def command_text(self, quoted_path: str) -> str:
-        """Return the warning, for the command line.
-
-        Args:
-            quoted_path: Path of the target, as a shell takes it.
-        """
-        return (
-            f"{self._fact()} If the edit changes values, compute these again: "
-            f"`flowmap reset {quoted_path} {self.numbers(' ')}`, then `flowmap fill`; or all "
-            "of them: `flowmap alloc` with --exist overwrite. Mark a filler that computes "
-            'other values by @flowmap.filler(version="2"): flowmap then refuses to mix them.'
-        )
-
-    def _fact(self) -> str:
-        return printable(
-            f"{self.path}: {len(self.segments)} of {self.count} segments were filled by an "
-            f"earlier source of the filler {cut(self.filler)}."
-        )
-
-    def numbers(self, separator: str) -> str:
-        """Return the numbers of the segments as text: "0-11, 15"."""
-        runs: list[list[int]] = []
-        for index in self.segments:
-            if runs and index == runs[-1][-1] + 1:
-                runs[-1][1:] = [index]
-            else:
-                runs.append([index])
-        return cut(separator.join("-".join(map(str, run)) for run in runs), _LONGEST)
-
-    def document(self) -> dict[str, Any]:
-        """Return JSON values that stand for it."""
-        return asdict(self) | {"segments": list(self.segments)}
-
-    @classmethod
-    def of_document(cls, document: dict[str, Any]) -> Change:
-        """Return what `document` made JSON values of."""
-        return cls(**document | {"segments": tuple(document["segments"])})
-
-    def warn(self, stacklevel: int) -> None:
-        """Issue the warning.
-
-        Args:
-            stacklevel: As in `warnings.warn`, for whoever calls this method.
-        """
-        warning = FillerChangedWarning(str(self), self.segments)
-        warnings.warn(warning, stacklevel=stacklevel + 1)
 
 
 def digest_of(source: str | None) -> str:
@@ -140,14 +68,22 @@ def _is_own(filler: str) -> bool:
 def record_work(job: Job, work: Work) -> None:
     """Keep what the fingerprint of a work stands for, and the source of its filler, once.
 
+    The first source is in the file of the work. Each other has a file of its own, since workers
+    take no lock to change one.
+
     Raises:
         OSError: It cannot be written.
     """
     path = Sidecar.of(job.path).work(work.fingerprint)
     if not path.exists():
         publish_json(path, work.describe())
-    if source_of(work) is not None and not (path := _place(job, work)).exists():
-        _publish(path, work)
+    source = source_of(work)
+    which = job.id, work.fingerprint, digest_of(source)
+    if source is None or which in _RECORDED:
+        return
+    if _text(job, work.fingerprint, which[2]) is None:
+        _publish(_place(job, work), work)
+    _RECORDED.add(which)
 
 
 def _place(job: Job, work: Work) -> Path:
@@ -182,10 +118,15 @@ def digest_for(job: Job, work: Work, before: SegmentRecord | None) -> str:
 
 
 def _text(job: Job, fingerprint: str, digest: str) -> str | None:
-    """Return the source of a digest; where a record has none, the one of the first attempt."""
+    """Return the source of a digest; where a record has none, the one that came first."""
     sidecar = Sidecar.of(job.path)
-    path = sidecar.source(fingerprint, digest) if digest else sidecar.work(fingerprint)
-    return _read(path).get("source")
+    found: str | None = None
+    if digest:
+        found = _read(sidecar.source(fingerprint, digest)).get("source")
+    if found is not None:
+        return found
+    first: str | None = _read(sidecar.work(fingerprint)).get("source")
+    return first if digest in ("", digest_of(first)) else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -300,18 +241,23 @@ def _newest(job: Job, fingerprint: str, rows: NDArray[Any]) -> dict[str, Any]:
         fingerprint: The fingerprint of the work.
         rows: The status of the segments that it has filled.
     """
-    sidecar = Sidecar.of(job.path)
-    began: dict[str, float] = {}
+    began: dict[str, float] = {"": 0.0}
     for digest, started in zip(rows["source"].tolist(), rows["started"].tolist(), strict=True):
         began[digest] = max(started, began.get(digest, started))
-    newest = _read(sidecar.work(fingerprint)) | {"time": 0.0}
+    found = _sources(job, fingerprint)
+    for digest, source in found.items():
+        source["time"] = max(source.get("time", 0.0), began.get(digest, 0.0))
+    return max(found.values(), key=lambda source: source["time"], default={})
+
+
+def _sources(job: Job, fingerprint: str) -> dict[str, dict[str, Any]]:
+    """Return what is recorded of each source of a work's filler, by digest."""
+    sidecar = Sidecar.of(job.path)
+    first = _read(sidecar.work(fingerprint))
+    found = {digest_of(first.get("source")): first}
     for path in sorted(sidecar.folder.glob(sidecar.source(fingerprint, "*").name)):
-        found = _read(path)
-        digest = path.stem.rpartition("-")[2]
-        found["time"] = max(found.get("time", 0.0), began.get(digest, 0.0))
-        if "source" in found and found["time"] > newest["time"]:
-            newest = found
-    return newest
+        found[path.stem.rpartition("-")[2]] = _read(path)
+    return {digest: source for digest, source in found.items() if "source" in source}
 
 
 def _change(
@@ -335,12 +281,5 @@ def sources_in(job: Job, works: Iterable[str]) -> dict[str, dict[str, Any]]:
         job: The job.
         works: The fingerprints.
     """
-    sidecar = Sidecar.of(job.path)
-    found = {
-        work: {
-            path.stem.rpartition("-")[2]: _read(path)
-            for path in sorted(sidecar.folder.glob(sidecar.source(work, "*").name))
-        }
-        for work in works
-    }
+    found = {work: _sources(job, work) for work in works}
     return {work: sources for work, sources in found.items() if sources}

@@ -284,12 +284,10 @@ class Battle:
         assert self.allocate().id == self.target.id
         names = {entry.name for entry in Sidecar.of(self.path).folder.iterdir()}
         works = {name for name in names if name.startswith("work-")}
-        sources = {name for name in names if name.startswith("source-")}
         failures = {name for name in names if name.startswith("failure-")}
         private = {name for name in names if name.startswith(".")}
         assert len(works) <= 1
-        assert len(sources) <= 1
-        assert names - works - sources - failures - private <= KEPT
+        assert names - works - failures - private <= KEPT
         assert self.killed or not private
         self.count("jobs that were battered, and are right in the end")
 
@@ -355,7 +353,7 @@ def cut(path: Path) -> None:
 
 def remove_what_may_go(battle: Battle) -> bool:
     """Remove a file of the sidecar that nothing depends on."""
-    names = ("run.json", "seal.json", "header.lock", "*-*.json")
+    names = ("run.json", "seal.json", "header.lock", "work-*.json", "failure-*.json")
     found = [path for name in names for path in Sidecar.of(battle.path).folder.glob(name)]
     if found:
         battle.rng.choice(sorted(found)).unlink()

@@ -227,8 +227,6 @@ class TestEarlierVersions:
                 record = ledger.read(segment.index, segment.start, segment.stop)
                 claim = Claim(ledger, record, record.work, state="running", source="")
                 claim.note(state="done")
-        for file in Sidecar.of(target.path).folder.glob("source-*.json"):
-            file.unlink()
         return target
 
     def test_the_first_source_counts(self, job: Target, define: Define) -> None:
@@ -304,9 +302,14 @@ class TestByTheRecords:
         """An overwrite and `clean` know the files of the sources."""
         folder = Sidecar.of(target.path).folder
         fill(target, define(SQUARES))
+        fill(target, define(CUBES))
         assert len([*folder.glob("source-*.json")]) == 1
         again = flowmap.allocate(target.path, 40, "<f8", segments=4, exist="overwrite")
         assert not [*folder.glob("source-*.json")]
+        flowmap.fill_segment(again.segments[0], define(SQUARES))
+        assert fill(again, define(CUBES))
+        assert len([*folder.glob("source-*.json")]) == 1
+        flowmap.reset(again, 0)
         assert fill(again, define(CUBES)) == []
         assert flowmap.validate(again).sealed
         clean(again)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from flowmap.sources import Change
+    from flowmap.changes import Change
 
 
 def say_changes(

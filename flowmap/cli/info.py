@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from flowmap import human
+from flowmap.changes import Change
 from flowmap.cli.changes import say_changes
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import Text, say, say_json
@@ -14,7 +15,6 @@ from flowmap.cli.picture import date
 from flowmap.dtypes import dtype_from_descr
 from flowmap.exporting import export as export_record
 from flowmap.exporting import read_export, record_of
-from flowmap.sources import Change
 
 
 def info(path: TargetPath, /, *, export: Path | None = None, as_json: AsJson = False) -> Exit:
