@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno as errno_module
 import os
 import re
+import warnings
 from typing import Any, Final, Self
 
 _SHOWN: Final = 200  # characters of a user's value that a message has room for
@@ -251,6 +252,11 @@ class FillerChangedWarning(UserWarning):
     def __init__(self, message: str, segments: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.segments = segments
+
+
+# After the filters of the user. By default Python shows a warning once for each line, so that a
+# notebook's cell that is run again after the next edit would show none.
+warnings.simplefilter("always", FillerChangedWarning, append=True)
 
 
 def storage_error(

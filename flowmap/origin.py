@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
 _KEPT: Final = "__flowmap_origin__"
-_LONGEST_FILE: Final = 1 << 23  # bytes of a file that is read for the source of a function
+_LONGEST_FILE: Final = 1 << 20  # bytes of a file that is read for the source of a function
+_LONGEST_SOURCE: Final = 1 << 17  # characters that are parsed: others may write the records
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _FOLDERS_OF_PACKAGES: Final = frozenset({"site-packages", "dist-packages"})
 
@@ -142,6 +143,8 @@ def is_same_source(one: str, other: str) -> bool:
 
 def _plain(source: str) -> str:
     """Return a text that is equal for sources that do the same, line for line."""
+    if len(source) > _LONGEST_SOURCE:
+        return source.strip()
     try:
         tree = ast.parse(textwrap.dedent(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a lambda's line, for one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 from prefect import flow, unmapped
 
 import flowmap
+from flowmap.cli.app import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,9 +67,13 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_the_flow(
-    server: Server, tmp_path: Path, edit: Edit, caplog: pytest.LogCaptureFixture
+    server: Server,
+    tmp_path: Path,
+    edit: Edit,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It says so before it fills, and in its report."""
+    """It says so before it fills, and in its report; `flowmap run` does, too."""
     path = half_filled(tmp_path, edit, filler="edited_filler:fill")
     options: dict[str, Any] = {"segments": 4, "executor": "threads", "workers": 2}
     report = flowmap.fill_array(path, 40, "<f8", "edited_filler:fill", **options)
@@ -79,6 +85,13 @@ def test_the_flow(
     assert [FACT in text for text in warned(caplog)] == [True]
     assert report.ok
     assert [FACT in text for text in report.warnings] == [True]
+    words = ["run", str(path), "--shape", "40", "--segments", "4", "--executor", "threads"]
+    assert run([*words, "--filler", "edited_filler:fill"]) == 0
+    assert [FACT in text for text in warned(caplog)] == [True]
+    assert "earlier source" not in capsys.readouterr().out, "the log has it"
+    assert run([*words, "--filler", "edited_filler:fill", "--json"]) == 0
+    (text,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert FACT in text
 
 
 def test_tasks(
