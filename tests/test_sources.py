@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import linecache
 import os
 import sys
 import warnings
@@ -326,6 +327,26 @@ def test_fill_segment_warns_once(target: Target, define: Define) -> None:
         [flowmap.fill_segment(segment, edited) for segment in target.segments]
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def cell(text: str, number: int) -> Filler:
+    """Run a cell of a notebook, whose lines Python finds and whose file is not there."""
+    name = f"/tmp/ipykernel_1/{number}.py"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, name, "exec"), space)
+    filler: Filler = space["squares"]
+    return filler
+
+
+def test_edited_cell(target: Target) -> None:
+    """A notebook's cell that is edited and run again says so, each time."""
+    assert fill(target, cell(SQUARES, 1)) == []
+    assert fill(target, cell(SAME, 2)) == []
+    for number, power in enumerate(["3.0", "4.0"], 3):
+        (text,) = fill(target, cell(SQUARES.replace("2.0", power), number))
+        assert "4 of 4 segments" in text
+        assert older(target) == [(0, 1, 2, 3)]
 
 
 SCRIPT = """
