@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from prefect import get_run_logger, runtime
+from prefect.exceptions import MissingContextError
 
 from flowmap.errors import FlowmapError
 from flowmap.job import read_job
 from flowmap.sources import changed_by, changes_in
 
 if TYPE_CHECKING:
+    from logging import LoggerAdapter
     from pathlib import Path
 
     from flowmap.work import Work
@@ -40,4 +43,12 @@ def log_changes(path: Path, job_id: str, work: Work | None = None) -> None:
         return
     for change in changes:
         if change is not None:
-            get_run_logger().warning("%s", change)
+            _logger().warning("%s", change)
+
+
+def _logger() -> logging.Logger | LoggerAdapter[logging.Logger]:
+    """Return the logger of this run, or flowmap's where a task's function is called as such."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("flowmap")

@@ -131,3 +131,13 @@ def test_flow_that_is_told_nothing(
 
     assert sweep().warnings == ()
     assert warned(caplog) == []
+
+
+def test_function_of_a_task(
+    tmp_path: Path, edit: Edit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a run there is no log of one."""
+    path = half_filled(tmp_path, edit)
+    (segment, *_) = flowmap.open_target(path).pending()
+    flowmap.fill_task.fn(segment, sys.modules["edited_filler"].fill)
+    assert [FACT in text for text in warned(caplog)] == [True]
