@@ -116,10 +116,14 @@ def source_in(file: str, function: str) -> str | None:
             if os.fstat(descriptor).st_size > _LONGEST_FILE:
                 return None
             with open(descriptor, encoding="utf-8", closefd=False) as text:
-                lines = text.read().removeprefix("\ufeff").split("\n")
-        found: list[ast.AST] = [ast.parse("\n".join(lines))]
+                return _source_within(text.read().removeprefix("\ufeff"), function)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
+
+
+@functools.lru_cache(maxsize=4)  # to parse a file takes a hundred times as long as to read it
+def _source_within(text: str, function: str) -> str | None:
+    found: list[ast.AST] = [ast.parse(text)]
     for name in function.split("."):
         if name != "<locals>":
             found = [node for scope in found for node in _defined(scope, name)]
@@ -127,7 +131,7 @@ def source_in(file: str, function: str) -> str | None:
         return None
     node = found[0]
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-    return "\n".join(lines[first - 1 : node.end_lineno])
+    return "\n".join(text.split("\n")[first - 1 : node.end_lineno])
 
 
 def _defined(scope: ast.AST, name: str) -> list[ast.AST]:

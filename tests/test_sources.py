@@ -270,8 +270,9 @@ class TestByTheRecords:
         file = target.path.with_name("powers.py")
         file.write_text("raise SystemExit('imported')\n" + SAME)
         assert older(target) == []
-        file.write_text("raise SystemExit('imported')\n" + CUBES)
-        assert older(target) == [(0, 1, 2, 3)]
+        for text in (CUBES, SQUARES + "    out *= 2\n"):
+            file.write_text("raise SystemExit('imported')\n" + text)
+            assert older(target) == [(0, 1, 2, 3)]
 
     @pytest.mark.parametrize(
         "text", ["", "def squares(", CUBES + SQUARES, "squares = 5", "\0", "\udcff"]
