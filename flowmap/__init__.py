@@ -29,7 +29,8 @@ if "PREFECT__SERVER_EPHEMERAL" not in os.environ:
 
 if TYPE_CHECKING:
     from flowmap.alloc import allocate
-    from flowmap.errors import FlowmapError, ValidationFailed
+    from flowmap.errors import FillerChangedWarning, FlowmapError, ValidationFailed
+    from flowmap.examination import validate
     from flowmap.executors import executor, fill
     from flowmap.fillers import filler
     from flowmap.flow import fill_array
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
     from flowmap.shares import fill_share
     from flowmap.target import Target, open_target
     from flowmap.tasks import alloc_task, fill_task, pending_task, validate_task, write_task
-    from flowmap.validation import validate
     from flowmap.write import fill_segment, open_segment, write_segment
 
 _HOMES: Final = {
     "Block": "segments",
+    "FillerChangedWarning": "errors",
     "FlowmapError": "errors",
     "Progress": "progress",
     "Segment": "segments",
@@ -70,7 +71,7 @@ _HOMES: Final = {
     "open_target": "target",
     "pending_task": "tasks",
     "reset": "resetting",
-    "validate": "validation",
+    "validate": "examination",
     "validate_task": "tasks",
     "write_segment": "write",
     "write_task": "tasks",
@@ -79,6 +80,7 @@ _HOMES: Final = {
 
 __all__ = [
     "Block",
+    "FillerChangedWarning",
     "FlowmapError",
     "Progress",
     "Segment",

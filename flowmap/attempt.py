@@ -24,19 +24,13 @@ import xxhash
 from flowmap import sealing
 from flowmap.blocks import block_buffer
 from flowmap.claims import NO_ROWS, Claim
-from flowmap.errors import (
-    ClaimLostError,
-    OtherJobError,
-    StoppedError,
-    cut,
-    said,
-    told,
-)
+from flowmap.errors import ClaimLostError, OtherJobError, StoppedError, cut, said, told
 from flowmap.failures import record_failure
 from flowmap.job import refuse_replaced
 from flowmap.kernel import drop_cached, forget_cached, start_writeback
 from flowmap.records import FINISHED, REASON_BYTES
 from flowmap.sidecar import Sidecar
+from flowmap.sources import digest_for, record_work
 from flowmap.storage import CHUNK, PAGE, look_afresh, opened, read_into, sync_data, write_all
 from flowmap.wording import segments_anew
 
@@ -116,16 +110,16 @@ class Attempt:
         before = self.before
         resume = resume and before.work == self._work.fingerprint
         with self._noting():
-            self.job.record_work(self._work)
+            record_work(self.job, self._work)
         # A kill right after the claim must not leave a seal on what is not done.
         self._lift_seal()
         if not self._writable:
             self._open_for_writing()
         kept = {} if resume else NO_ROWS
+        source = digest_for(self.job, self._work, before if resume else None)
+        changes = {"state": "running", "source": source, **kept}
         try:
-            self._claim = Claim(
-                self._ledger, before, self._work.fingerprint, state="running", **kept
-            )
+            self._claim = Claim(self._ledger, before, self._work.fingerprint, **changes)
         finally:
             # After the claim, too: a validation that seals meanwhile looks at the claims once
             # more. A claim that was lost may have taken the place of a record that was done.
@@ -146,6 +140,7 @@ class Attempt:
                 rows_durable=self._rows,
                 digest=digest,
                 digest_durable=digest,
+                source=source if self._rows else digest_for(self.job, self._work, None),
             )
 
     def _lift_seal(self) -> None:

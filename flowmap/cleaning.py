@@ -48,7 +48,10 @@ if TYPE_CHECKING:
 
 _ID: Final = re.compile("[0-9a-f]{32}")
 
-_DOCUMENT: Final = r"(job|run|seal|overwrite|failure-[0-9]+|work-[0-9a-f]{32})\.json"
+_DOCUMENT: Final = (
+    r"(job|run|seal|overwrite|failure-[0-9]+|work-[0-9a-f]{32}|source-[0-9a-f]{32}-[0-9a-f]{8})"
+    r"\.json"
+)
 
 _KEPT_OPEN: Final = re.compile(r"\.nfs[0-9a-f]+")
 """What an NFS client calls a removed file until the last process of its host closes it."""

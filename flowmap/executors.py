@@ -27,6 +27,7 @@ from flowmap.lease import leased
 from flowmap.machine import available_cpus
 from flowmap.progress import Progress, Tally
 from flowmap.run_errors import check_loadable, failed
+from flowmap.sources import warn_if_changed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
@@ -177,6 +178,9 @@ def fill(
     Returns:
         The records of the segments that this call filled, in the order they were done.
 
+    Warns:
+        FillerChangedWarning: Segments were filled by an earlier source of the filler.
+
     Raises:
         SegmentsFailedError: Some segments failed; its `failures` say why, its cause is the
             first of them, with the lines of the filler. Or no worker can load the filler.
@@ -202,6 +206,7 @@ def fill(
     if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
         check_imported(work.function)
     with stoppable(), leased(opened.job, run) as lease, contextlib.ExitStack() as opening:
+        warn_if_changed(opened.job, work)
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
         if not pending:

@@ -14,6 +14,7 @@ from flowmap.job import refuse_replaced
 from flowmap.records import rows_kept
 from flowmap.sealing import digest_if_done, seal_of, state_of
 from flowmap.sidecar import Sidecar, absolute, output_path
+from flowmap.sources import changes_in, sources_in
 from flowmap.storage import NotRegularError, put_in_place
 from flowmap.target import open_target
 from flowmap.wording import either
@@ -59,6 +60,10 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
           under "made" by whom it was allocated, when, and with what versions.
         - "works": by fingerprint what was recorded of each work: filler, version, arguments,
           source; null where that is lost.
+        - "sources": by fingerprint, then by the "source" of the segments that it filled, each
+          source of the filler, with its file, and when it was recorded.
+        - "changes": the segments that were filled by an earlier source of their filler, an
+          entry for each work that has some: "filler", "segments", "count" of all, "path".
         - "segments": for each what `Target.status` says of it, by the names of its fields.
         - "seal": what the seal says; null where there is none.
         - "summary": "state": "valid" (sealed), "done", "incomplete", or "damaged" (a segment
@@ -78,6 +83,7 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     while seal != before:  # sealed or reset meanwhile: they must be of one moment
         before, status, seal = _looks(target)
     works = _works(job, status)
+    sources, changes = sources_in(job, works), changes_in(job)
     refuse_replaced(job)
     names = status.dtype.names or ()
     document = {
@@ -87,6 +93,8 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
         "path": str(job.path),
         "job": job.document(),
         "works": works,
+        "sources": sources,
+        "changes": [change.document() for change in changes],
         "segments": [dict(zip(names, row, strict=True)) for row in status.tolist()],
         "seal": seal,
         "summary": _summary(job, status, seal),

@@ -23,6 +23,7 @@ from flowmap.errors import (
     short,
 )
 from flowmap.importing import importing
+from flowmap.origin import keep_origin
 from flowmap.philox import Law, fill_random
 from flowmap.sequences import interval, progression
 from flowmap.values import by_rows, number_leaves, put, spread
@@ -103,6 +104,7 @@ def filler(
             raise WrongTypeError(
                 f"@filler cannot mark {function!r}; wrap it in a function of your own."
             ) from error
+        keep_origin(function)
         return function
 
     return decorate if function is None else decorate(function)

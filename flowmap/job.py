@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import flag, seconds, whole
-from flowmap.documents import STALE_LOOKS, json_text, parsed_json, publish_json, read_json
+from flowmap.documents import STALE_LOOKS, json_text, parsed_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flowmap.windows import MapMode
-    from flowmap.work import Work
 
 Durability = Literal["segment", "end"]
 DURABILITIES: Final = get_args(Durability)
@@ -199,12 +198,6 @@ class Job:
             refuse_replaced(self)
         # The job is there: so is its ledger, where `clean` had it away for a moment.
         return Ledger(path, self.id, len(self.plan), write=write)
-
-    def record_work(self, work: Work) -> None:
-        """Keep what the fingerprint of a work stands for, once."""
-        path = Sidecar.of(self.path).work(work.fingerprint)
-        if not path.exists():
-            publish_json(path, work.describe())
 
     def recorded_work(self, fingerprint: str) -> dict[str, Any] | None:
         """Return what a fingerprint stands for, as `Work.describe` gave it; None if unknown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import inspect
 import os
@@ -17,12 +18,16 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from flowmap.storage import opened
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from importlib.machinery import ModuleSpec
 
-    from flowmap.fillers import Filler
-
+_KEPT: Final = "__flowmap_origin__"
+_LONGEST_FILE: Final = 1 << 20  # bytes of a file that is read for the source of a function
+_LONGEST_SOURCE: Final = 1 << 17  # characters that are parsed: others may write the records
+_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _FOLDERS_OF_PACKAGES: Final = frozenset({"site-packages", "dist-packages"})
 
 
@@ -39,16 +44,16 @@ class Origin:
     source: str | None
 
     @classmethod
-    def of(cls, function: Filler) -> Origin:
-        """Return the origin of a function, as this process finds it.
-
-        A worker process may not find it: a function that travels by value has no file there.
+    def of(cls, function: Any) -> Origin:
+        """Return the origin of a filler: as `keep_origin` found it, or as this process does.
 
         Raises:
             ValueError: The function wraps itself.
         """
-        plain = inspect.unwrap(function)
-        plain = getattr(plain, "__func__", plain)
+        plain = _plain_function(function)
+        kept = getattr(plain, _KEPT, None)
+        if isinstance(kept, Origin):
+            return kept
         if not isinstance(plain, FunctionType):
             return _look_up(plain)
         if plain not in _KNOWN:  # looking takes up to a millisecond, and each segment asks
@@ -59,10 +64,34 @@ class Origin:
 _KNOWN: Final[WeakKeyDictionary[FunctionType, Origin]] = WeakKeyDictionary()
 
 
+def keep_origin(function: Any) -> None:
+    """Look up the origin of a function that is just being defined, and keep it with it.
+
+    A worker process has neither file nor lines for a function that travels by value, and the
+    file of a function may be edited after it was imported.
+    """
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        plain = _plain_function(function)
+        if isinstance(plain, FunctionType):
+            setattr(plain, _KEPT, _look_up(plain))
+
+
+def _plain_function(function: Any) -> Any:
+    """Return the function that computes: beneath wrappers, partials and bound methods.
+
+    Of an object that can be called it is its class.
+    """
+    plain = inspect.unwrap(function)
+    while isinstance(plain, functools.partial):
+        plain = inspect.unwrap(plain.func)
+    plain = getattr(plain, "__func__", plain)
+    return plain if inspect.isroutine(plain) else type(plain)
+
+
 def _look_up(function: Any) -> Origin:
     try:
         file = inspect.getsourcefile(function)
-    except TypeError:  # an object that can be called, or a function of an extension module
+    except (TypeError, OSError):  # a function or a class of an extension module, or a built-in
         return Origin(None, None)
     try:
         source = inspect.getsource(function)
@@ -72,6 +101,45 @@ def _look_up(function: Any) -> Origin:
     return Origin(os.path.realpath(file) if file is not None and there else None, source)
 
 
+def source_in(file: str, function: str) -> str | None:
+    """Return the source that a file has now for a function, without importing the file.
+
+    Args:
+        file: Path of the file.
+        function: Qualified name of the function, as in `__qualname__`.
+
+    Returns:
+        None if the file cannot be read, or does not define the function exactly once.
+    """
+    try:
+        with opened(file) as descriptor:
+            if os.fstat(descriptor).st_size > _LONGEST_FILE:
+                return None
+            with open(descriptor, encoding="utf-8", closefd=False) as text:
+                return _source_within(text.read().removeprefix("\ufeff"), function)
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+@functools.lru_cache(maxsize=4)  # to parse a file takes a hundred times as long as to read it
+def _source_within(text: str, function: str) -> str | None:
+    found: list[ast.AST] = [ast.parse(text)]
+    for name in function.split("."):
+        if name != "<locals>":
+            found = [node for scope in found for node in _defined(scope, name)]
+    if len(found) != 1 or not isinstance(found[0], _DEFINITIONS):
+        return None
+    node = found[0]
+    first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+    return "\n".join(text.split("\n")[first - 1 : node.end_lineno])
+
+
+def _defined(scope: ast.AST, name: str) -> list[ast.AST]:
+    """Return the definitions of a name anywhere in a scope."""
+    inner = (node for node in ast.walk(scope) if node is not scope)
+    return [node for node in inner if isinstance(node, _DEFINITIONS) and node.name == name]
+
+
 def is_same_source(one: str, other: str) -> bool:
     """Say whether two sources differ at most in comments, formatting and docstrings."""
     return one == other or _plain(one) == _plain(other)
@@ -79,6 +147,8 @@ def is_same_source(one: str, other: str) -> bool:
 
 def _plain(source: str) -> str:
     """Return a text that is equal for sources that do the same, line for line."""
+    if len(source) > _LONGEST_SOURCE:
+        return source.strip()
     try:
         tree = ast.parse(textwrap.dedent(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a lambda's line, for one

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from flowmap.job import Job
 
 _RECORDS = (
-    *("ledger.npy", "run.json", "seal.json", "overwrite.json", "work-*.json", "failure-*.json"),
+    *("ledger.npy", "run.json", "seal.json", "overwrite.json"),
+    *("work-*.json", "source-*.json", "failure-*.json"),
     *(".target.*", ".ledger.*", ".*.json.*"),  # private names of what was cut short
     ".flowmap-probe.*",
 )

@@ -57,14 +57,14 @@ SLOT: Final = np.dtype(
         ("finished", "<f8"),
         ("host", f"S{_HOST_BYTES}"),
         ("pid", "<u4"),
-        ("reserved", "V4"),
+        ("reserved", "V4"),  # the digest of the source: the header of old ledgers names it so
         ("reason", f"S{REASON_BYTES}"),
         ("checksum", "<u8"),
     ]
 )
 """One slot, 256 bytes: it lies within a disk's sector, and `np.load` opens the whole."""
 
-_BODY: Final = struct.Struct("<32sIIQ8sqqqq16s16s16s16sdd32sI4x40s")
+_BODY: Final = struct.Struct("<32sIIQ8sqqqq16s16s16s16sdd32sI4s40s")
 """The same without its checksum; NumPy's scalars would cost ten times as much per block."""
 _NUMBER: Final = struct.Struct("<Q")
 _TIME: Final = struct.Struct("<d")
@@ -88,6 +88,7 @@ STATUS: Final = np.dtype(
         ("host", f"U{_HOST_BYTES}"),
         ("pid", "<i8"),
         ("work", "U32"),
+        ("source", "U8"),
         ("reason", f"U{REASON_BYTES}"),
     ]
 )
@@ -115,6 +116,8 @@ class SegmentRecord:
         finished: When this was recorded.
         host: Where.
         pid: By which process.
+        source: The digest of the filler's source, in hexadecimal, as `sources` has it; empty if
+            a version recorded it that kept none.
         reason: Why it failed, cut short.
     """
 
@@ -134,6 +137,7 @@ class SegmentRecord:
     finished: float = 0.0
     host: str = ""
     pid: int = 0
+    source: str = ""
     reason: str = ""
 
     @property
@@ -161,6 +165,7 @@ class SegmentRecord:
             self.finished,
             self.host.encode("ascii", "replace"),
             self.pid,
+            bytes.fromhex(self.source),
             self.reason.encode("ascii", "replace"),
         )
         return _with_checksum(body)
@@ -201,6 +206,7 @@ class SegmentRecord:
             finished,
             host,
             pid,
+            source,
             reason,
         ) = _BODY.unpack(slot[: _BODY.size])
         work, token, digest, digest_durable = (m.hex() if any(m) else "" for m in marks)
@@ -221,6 +227,7 @@ class SegmentRecord:
             finished=finished,
             host=_text(host),
             pid=pid,
+            source=source.hex() if any(source) else "",
             reason=_text(reason),
         )
 
@@ -288,8 +295,8 @@ def status_of(slots: NDArray[Any]) -> NDArray[Any]:
         table[name][~np.isfinite(table[name])] = 0.0
     for name in ("host", "reason"):  # other users may have written them
         table[name] = [printable(text) for text in slots[name].astype(str).tolist()]
-    for name in ("digest", "work"):
-        table[name] = [mark.hex() if any(mark) else "" for mark in slots[name].tolist()]
+    for name, slot in (("digest", "digest"), ("work", "work"), ("source", "reserved")):
+        table[name] = [mark.hex() if any(mark) else "" for mark in slots[slot].tolist()]
     dead = find_dead(slots)
     table["state"][dead], table["reason"][dead] = "pending", "its process died"
     return table
@@ -327,7 +334,7 @@ def is_possible(slot: bytes) -> bool:
     """
     fields = _BODY.unpack(slot[: _BODY.size])
     attempt, sequence, state, start, stop, rows_done, rows_durable = fields[2:9]
-    *_, host, _, reason = fields
+    *_, host, _, _, reason = fields
     return (
         attempt < ATTEMPTS
         and sequence < SEQUENCES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from flowmap import markup
@@ -30,6 +30,8 @@ class ValidationReport:
         sealed: Whether the job was sealed as valid.
         notes: What was not recorded or synced, and why; no fault of the file.
         damaged: The segments whose bytes are not what was recorded, marked or not.
+        warnings: What deserves a look: segments that an earlier source of the filler filled.
+            They do not make `ok` false.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class ValidationReport:
     sealed: bool = False
     notes: tuple[str, ...] = ()
     damaged: tuple[Segment, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,10 +62,11 @@ class ValidationReport:
             lines += [f"  - and {more} more"] if more > 0 else []
         if self.marked:
             lines.append(f"{len(self.marked)} damaged segments are pending again: run the job.")
-        return printable("\n".join([*lines, *self.notes]))
+        return printable("\n".join([*lines, *self.notes, *self.warnings]))
 
     def __repr__(self) -> str:
         state = "ok" if self.ok else f"{len(self.problems)} problems"
+        state += f", {len(self.warnings)} warnings" if self.warnings else ""
         return f"<flowmap.ValidationReport {printable(str(self.path))}: {state}>"
 
     def _repr_html_(self) -> str:
@@ -76,7 +80,8 @@ class ValidationReport:
         lines = [*self.problems[:_SHOWN]]
         more = len(self.problems) - _SHOWN
         lines += [f"and {more} more"] if more > 0 else []
-        told = markup.listed([*lines, *self.notes]) if lines or self.notes else ""
+        lines += [*self.notes, *self.warnings]
+        told = markup.listed(lines) if lines else ""
         return markup.table("flowmap.ValidationReport", rows) + told
 
     def raise_if_bad(self) -> None:
@@ -86,4 +91,5 @@ class ValidationReport:
             ValidationFailed: Something is wrong; its `report` is this one.
         """
         if not self.ok:
-            raise ValidationFailed(str(self), report=self)
+            problems = replace(self, warnings=())  # a warning is not what failed
+            raise ValidationFailed(str(problems), report=self)

@@ -10,6 +10,7 @@ from flowmap.choosing import segments_of
 from flowmap.errors import FlowmapError, StoppedError
 from flowmap.recalling import work_of
 from flowmap.run_errors import failed
+from flowmap.sources import warn_if_changed
 from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
 from flowmap.write import fill_work
@@ -57,6 +58,9 @@ def fill_share(
     Returns:
         What the ledger says of each of them now.
 
+    Warns:
+        FillerChangedWarning: Segments were filled by an earlier source of the filler.
+
     Raises:
         InvalidArgumentError: The share stands for no segments of this target; or no filler is
             given, and none recorded.
@@ -70,6 +74,7 @@ def fill_share(
     place = None if sentinel is None else sentinels.place_of(sentinel, opened.path)
     segments = segments_of(opened, [share])
     work = work_of(opened, filler, arguments, trust=flag("trust", trust))
+    warn_if_changed(opened.job, work)
     records = fill_here(opened, segments, work)
     if place is not None:
         sentinels.write(place, opened, segments)

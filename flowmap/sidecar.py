@@ -93,6 +93,10 @@ class Sidecar:
         """What a fingerprint stands for."""
         return self.folder / f"work-{fingerprint}.json"
 
+    def source(self, fingerprint: str, digest: str) -> Path:
+        """Return the file with one source of a work's filler, named by its digest."""
+        return self.folder / f"source-{fingerprint}-{digest}.json"
+
 
 @functools.lru_cache(maxsize=16)
 def _sidecar_of(path: Path) -> Sidecar:

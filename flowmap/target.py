@@ -168,7 +168,7 @@ class Target:
         Returns:
             Shape (segments,), dtype `flowmap.records.STATUS`: index, start, stop, state
             ("pending", "running", "written", "failed", "damaged" or "done"), rows_done,
-            attempt, digest, started, finished, host, pid, work, reason. A segment whose
+            attempt, digest, started, finished, host, pid, work, source, reason. A segment whose
             process died on this host is pending; its rows are kept.
 
         Raises:

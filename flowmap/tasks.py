@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from prefect import get_run_logger, task
@@ -16,6 +17,7 @@ from prefect.logging.loggers import task_run_logger
 from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
+from flowmap.change_log import log_changes
 from flowmap.deployed import check_filler, check_place, place, work_of
 from flowmap.errors import (
     FillerError,
@@ -26,12 +28,12 @@ from flowmap.errors import (
     printable,
     said,
 )
+from flowmap.examination import examine
 from flowmap.failures import clean_traceback
 from flowmap.machine import available_cpus
 from flowmap.segments import Segment
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
-from flowmap.validation import validate
 from flowmap.write import fill_work, write_segment
 
 if TYPE_CHECKING:
@@ -198,6 +200,8 @@ def alloc_task(
     left, count = len(target.pending()), len(target.segments)
     path = printable(str(target.path))
     get_run_logger().info("%s: %d of %d segments are to be filled", path, left, count)
+    if filler is not None:
+        log_changes(target.path, target.id, work_of(filler, arguments))
     return target
 
 
@@ -246,6 +250,8 @@ def fill_task(
         )
     _check_segment(segment)
     work = work_of(filler, arguments)
+    if isinstance(segment, Segment):
+        log_changes(segment.path, segment.job, work)
     if executor is None:
         return _fill_in_place(segment, work)
     try:
@@ -309,7 +315,9 @@ def validate_task(
         ValidationFailed: It is not; `error.report` says what is missing or bad.
         FlowmapError: As `flowmap.validate`.
     """
-    report = validate(_placed(target), check=check, finite=finite, mark=mark, mixed=mixed)
+    placed = _placed(target)
+    report, _ = examine(placed, check=check, finite=finite, mark=mark, mixed=mixed)
+    log_changes(placed.path, placed.id)
     report.raise_if_bad()
-    get_run_logger().info("%s", report)
+    get_run_logger().info("%s", replace(report, warnings=()))
     return report

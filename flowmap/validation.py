@@ -55,34 +55,7 @@ def validate(
     mark: bool = True,
     mixed: bool = False,
 ) -> ValidationReport:
-    """Prove that the target is whole: header, size, and every segment's bytes.
-
-    The bytes are read through a fresh descriptor and hashed, in threads. Segments that
-    were left for validation to sync (`durability="end"`) are synced and become done, unless
-    `mark` is false: then nothing is synced, and a note counts them. Where a digest does not
-    match, the segment is marked damaged, so that running the job again repairs just it.
-    Success seals the job.
-
-    Args:
-        path: Of the target, or the target.
-        check: Called as `check(values, block)` for each block of rows, `values` read-only in
-            the target's dtype and order. False, or an exception, is a problem; it marks
-            nothing, since a wrong check must not cost the compute.
-        finite: Whether NaNs and infinities are a problem; they mark nothing either.
-        mark: Whether to record anything of what is found.
-        mixed: Whether segments may have been filled by different work.
-
-    Returns:
-        What was found; `report.raise_if_bad()` makes an error of it.
-
-    Raises:
-        NotFoundError: There is no such file.
-        ForeignFileError: It was not allocated by flowmap.
-        DamagedJobError: `job.json` cannot be read.
-        OtherJobError: The target was allocated anew since it was opened, or meanwhile.
-        StorageError: The target cannot be read, what was left unsynced cannot be synced, or
-            there is no memory for a block.
-    """
+    """Validate a target, as `examination.validate` says, and compare no sources."""
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
     job = job_of(path)

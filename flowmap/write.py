@@ -28,6 +28,7 @@ from flowmap.errors import (
 from flowmap.mapped import MappedAttempt
 from flowmap.records import FINISHED
 from flowmap.root import LIMITS
+from flowmap.sources import warn_if_older
 from flowmap.stopping import is_asked, stoppable
 from flowmap.wording import call
 from flowmap.work import Work, describe
@@ -75,6 +76,10 @@ def fill_segment(
     Returns:
         What the ledger says of the segment now.
 
+    Warns:
+        FillerChangedWarning: An earlier source of the filler has filled it, at least in part.
+            Of each job a process is warned once.
+
     Raises:
         WrongTypeError: An argument is of the wrong type, or not one of the filler's.
         FillerNotFoundError: The filler's name leads to none.
@@ -87,7 +92,9 @@ def fill_segment(
     """
     work = Work.of(filler, arguments)
     with stoppable():
-        return fill_work(segment, work)
+        record = fill_work(segment, work)
+    warn_if_older(segment, record, work)
+    return record
 
 
 def fill_work(segment: Segment, work: Work) -> SegmentRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -213,7 +213,10 @@ def test_edited_source(tmp_path: Path, modules: Callable[..., Path]) -> None:
     modules("here", 2)
     with pytest.raises(FillerRefusedError, match="has another source, and may compute other"):
         flowmap.fill_share(target, "all")
-    flowmap.fill_share(target, "all", "recalled_one:fill")
+    with pytest.warns(flowmap.FillerChangedWarning, match="1 of 2 segments") as caught:
+        flowmap.fill_share(target, "all", "recalled_one:fill")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
     np.testing.assert_array_equal(np.load(target.path), [1] * 5 + [2] * 5)
 
 
@@ -314,11 +317,16 @@ def test_worker_processes_record_the_origin(tmp_path: Path) -> None:
     assert "out[...] = 2" in recorded["source"]
 
 
-def test_what_has_no_origin() -> None:
-    """An object that can be called has neither file nor source."""
+def test_object_that_can_be_called() -> None:
+    """Its source is that of its class."""
 
     class Callback:
         def __call__(self, out: Any, block: Any) -> None: ...
 
-    described = Work.of(Callback()).describe()
+    assert "class Callback:" in Work.of(Callback()).describe()["source"]
+
+
+def test_what_has_no_origin() -> None:
+    """A function of an extension module has neither file nor source."""
+    described = Work.of(cast("Any", divmod)).describe()
     assert (described["file"], described["source"]) == (None, None)

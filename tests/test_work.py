@@ -385,7 +385,6 @@ class TestWork:
         space: dict[str, Any] = {}
         exec("def made(out, block): pass", space)
         assert Work.of(space["made"]).describe()["source"] is None
-        assert Work.of(Callback()).describe()["source"] is None
 
 
 def test_arguments_are_not_shown() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from cyclopts import Parameter
 from flowmap import human, sentinels
 from flowmap.choosing import segments_of
 from flowmap.cli.advice import note_lines, note_traceback
+from flowmap.cli.changes import say_changes
 from flowmap.cli.display import Display
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import err, quoted, say, say_json
@@ -26,12 +28,13 @@ from flowmap.cli.parameters import (
     TargetPath,
     WholeNumber,
 )
-from flowmap.errors import FillerError, FlowmapError
+from flowmap.errors import FillerChangedWarning, FillerError, FlowmapError
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
 from flowmap.recalling import work_of
 from flowmap.segments import Segment
 from flowmap.shares import fill_here
+from flowmap.sources import changed_by
 from flowmap.summary import Summary
 from flowmap.target import Target, open_target
 
@@ -93,8 +96,11 @@ def fill(
         return Exit.DONE
     before, began = target.status(), time.monotonic()
     chosen = None if segment is None else segments_of(target, segment)
+    change = changed_by(target.job, work)
+    warned = say_changes(path, [] if change is None else [change], as_json=as_json)
     try:
-        with _shown(target, quiet=quiet or as_json):
+        with _shown(target, quiet=quiet or as_json), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FillerChangedWarning)  # said already
             if chosen is None:
                 fill_job(
                     target,
@@ -116,7 +122,7 @@ def fill(
         sentinels.write(place, target, target.segments if chosen is None else chosen)
     result = _Result(target, before, chosen, time.monotonic() - began)
     if as_json:
-        say_json(result.document())
+        say_json(result.document() | warned)
     elif not (quiet and chosen is not None):
         result.tell(path)
     return Exit.DONE

@@ -6,6 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from flowmap import human
+from flowmap.changes import Change
+from flowmap.cli.changes import say_changes
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import Text, say, say_json
 from flowmap.cli.parameters import AsJson, FilePath, TargetPath
@@ -29,8 +31,10 @@ def info(
         export: The JSON file to write.
     """
     record = _read(path) if export is None else export_record(path, export)
+    changes = [Change.of_document(each) for each in record.get("changes", [])]
+    warnings = say_changes(path, changes, as_json=as_json)
     if as_json:
-        say_json(record)
+        say_json(record | warnings)
     else:
         say(Text(path, "bold"), _table(record))
         if export is not None:

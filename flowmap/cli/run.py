@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+from dataclasses import replace
 from typing import Literal
 
 from flowmap.cli.advice import note_traceback
@@ -97,9 +98,10 @@ def run(
     except ParameterTypeError as error:
         raise InvalidArgumentError(_by_options(str(error))) from error
     if as_json:
-        say_json({"path": str(report.path), "ok": report.ok, "digest": report.digest})
+        document = {"path": str(report.path), "ok": report.ok, "digest": report.digest}
+        say_json(document | {"warnings": list(report.warnings)})
     else:
-        say(str(report))
+        say(str(replace(report, warnings=())))  # they are in the log of the flow run
     return Exit.DONE
 
 

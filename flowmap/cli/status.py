@@ -10,6 +10,7 @@ from rich.live import Live
 
 from flowmap.choosing import segments_of
 from flowmap.cli.advice import how_to_fill, how_to_see_why
+from flowmap.cli.changes import say_changes
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import out, quoted, say, say_json
 from flowmap.cli.parameters import AsJson, Seconds, SegmentNames, TargetPath, Watch
@@ -23,6 +24,7 @@ from flowmap.cli.picture import (
     slowest,
 )
 from flowmap.errors import InvalidArgumentError
+from flowmap.sources import changes_in
 from flowmap.summary import Summary
 from flowmap.target import Target, open_target
 
@@ -61,14 +63,16 @@ def status(
     if watch:
         if as_json or chosen is not None:
             raise InvalidArgumentError("--watch goes with neither --json nor --segment.")
+        say_changes(path, changes_in(target.job), as_json=False)
         return _watch(target, path, interval)
     table = target.status()
     summary = Summary.of(target, table)
     if chosen is not None:
         table = table[[one.index for one in chosen]]
+    warnings = say_changes(path, changes_in(target.job), as_json=as_json)
     if as_json:
         rows = [dict(zip(table.dtype.names or (), row, strict=True)) for row in table.tolist()]
-        say_json(summary.document() | {"segment_list": rows})
+        say_json(summary.document() | {"segment_list": rows} | warnings)
     elif chosen is not None:
         say(*(details(target, row) for row in table))
     else:

@@ -1,15 +1,17 @@
 """`flowmap validate`."""
 
+from dataclasses import replace
 from typing import Any
 
 from flowmap.cli.advice import how_to_fill
+from flowmap.cli.changes import say_changes
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
 from flowmap.cli.parameters import AsJson, Flag, TargetPath
+from flowmap.examination import examine
 from flowmap.report import ValidationReport
 from flowmap.summary import Summary
 from flowmap.target import open_target
-from flowmap.validation import validate as validate_target
 
 
 def validate(
@@ -34,12 +36,13 @@ def validate(
         mixed: Whether segments may have been filled by different fillers or arguments.
         mark: Whether to record what is found.
     """
-    report = validate_target(path, finite=finite, mixed=mixed, mark=mark)
+    report, changes = examine(path, finite=finite, mixed=mixed, mark=mark)
     code = _code_of(report)
+    warnings = say_changes(path, changes, as_json=as_json)
     if as_json:
-        say_json(_document(report, code))
+        say_json(_document(report, code) | warnings)
     else:
-        say(str(report))
+        say(str(replace(report, warnings=())))
         if report.marked or code == Exit.INCOMPLETE:
             say(f"To fill what is missing: {how_to_fill(path, open_target(path))}")
     return code
