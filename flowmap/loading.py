@@ -14,6 +14,7 @@ from flowmap.arguments import flag, whole
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short, told
 from flowmap.mapping import (
     not_npy,
+    not_regular,
     open_memmap,
     opened_file,
     opened_npy,
@@ -37,7 +38,7 @@ _ENCODINGS: Final = ("ASCII", "latin1", "bytes")
 
 
 def load(
-    file: str | bytes | os.PathLike[Any] | Readable,
+    file: str | os.PathLike[str] | Readable,
     mmap_mode: Literal["r", "r+", "c"] | None = None,
     allow_pickle: bool = False,
     fix_imports: bool = True,
@@ -99,6 +100,8 @@ def load(
                 f"{_name(file)} is no .npy file: offset and shape choose a window of an array. "
                 "Load it without them, and slice what comes."
             )
+    if not hasattr(file, "read") and os.path.isdir(path := path_of(file)):  # noqa: PTH112
+        raise not_regular(path)
     return numpy_load(
         file,
         mmap_mode,
@@ -122,7 +125,7 @@ def _magic(file: Any) -> bytes:
 
 def _name(file: Any) -> str:
     """Return what to call a file in a message."""
-    return os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else short(file)
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else short(file)
 
 
 def _load_window(file: Any, mode: Any, most: Any, offset: Any, shape: Any) -> NDArray[Any]:

@@ -299,11 +299,11 @@ class TestRefused:
         ("file", "error", "message"),
         [
             ("none.npy", NotFoundError, "cannot open the file"),
-            (".", InvalidArgumentError, "no regular file"),
+            ("..", InvalidArgumentError, "names a folder"),
             ("a\0b", InvalidArgumentError, "names no file"),
-            (5, WrongTypeError, "takes the path of a file"),
+            (5, WrongTypeError, "takes the path of a .npy file"),
             ("junk.npy", InvalidArgumentError, "is no .npy file"),
-            (b"junk.npy", InvalidArgumentError, "junk.npy is no .npy file"),
+            (b"junk.npy", WrongTypeError, "a path in bytes"),
         ],
     )
     def test_files(

@@ -243,8 +243,8 @@ class TestOpenTarget:
         """A plain file, or a folder, is not flowmap's."""
         np.save(tmp_path / "a.npy", np.arange(5))
         (tmp_path / "b.npy").mkdir()
-        for name in ("a.npy", "b.npy"):
-            with pytest.raises(ForeignFileError, match="not allocated by flowmap"):
+        for name, why in (("a.npy", "not allocated by flowmap"), ("b.npy", "but a folder")):
+            with pytest.raises(ForeignFileError, match=why):
                 flowmap.open_target(tmp_path / name)
 
     @pytest.mark.parametrize("odd", ["folder", "link", "pipe"])

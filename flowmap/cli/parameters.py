@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
+from flowmap.filenames import check_filename
 from flowmap.origin import look_in_working_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cyclopts import Token
+
+
+def _path(_type: Any, tokens: Sequence[Token]) -> Path:
+    """Read the path of a target, as it is: `Path` drops a slash at its end."""
+    return Path(check_filename(tokens[0].value))
 
 
 def _whole_numbers(text: str) -> int | list[int]:
@@ -101,7 +107,7 @@ def _filler(_type: Any, tokens: Sequence[Token]) -> str:
     return f"{path.stem}:{function}"
 
 
-TargetPath = Path
+TargetPath = Annotated[Path, Parameter(converter=_path)]
 Shape = Annotated[
     Any, Parameter(converter=_shape, help="Elements along each axis: 1000 or 1000,50.")
 ]
