@@ -152,6 +152,7 @@ def _allocated(wanted: _Wanted) -> Target:
         target = None
     if target is not None:
         return target
+    wanted.layout.check_loadable()
     wanted.check_file_system()
     try:
         make_folder(sidecar.folder)
