@@ -140,8 +140,8 @@ class Layout:
         if characters > MAX_HEADER_SIZE:
             raise InvalidArgumentError(
                 f"dtype {short(self.dtype)} makes a header of {characters} characters, and "
-                f"numpy.load reads at most {MAX_HEADER_SIZE}. Use fewer fields or shorter names; "
-                "or one field with an axis for fields of one type; or several files."
+                f"numpy.load reads at most {MAX_HEADER_SIZE}. Use fewer fields, shorter names, "
+                "one field with an axis in place of many, or several files."
             )
 
     @property
