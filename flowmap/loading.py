@@ -62,7 +62,8 @@ def load(
         max_header_size: Characters that the header may have; no limit with `allow_pickle`.
         offset: The first index to load, counted along the first axis in either order.
         shape: Of the window, (n, ...) with the file's other axes; None for all that follows
-            `offset`. Only the window's bytes are read.
+            `offset`. Only the window's bytes are read; of a path in Fortran order also what is
+            between them, where that is less than a page.
         masked: Whether the file is a target that is being filled, whose rows that are not done
             yet shall be masked; see `Target.masked`. With `mmap_mode` None the rows that are
             done are read into memory; "r" maps the file.
