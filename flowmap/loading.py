@@ -21,9 +21,10 @@ from flowmap.mapping import (
     path_of,
     refuse_objects,
 )
+from flowmap.masking import masked_window
 from flowmap.npy import MAX_HEADER_SIZE, read_header
 from flowmap.storage import CHUNK, EndedError
-from flowmap.target import masked_window, open_target
+from flowmap.target import open_target
 from flowmap.windows import Window
 
 if TYPE_CHECKING:
@@ -196,4 +197,5 @@ def _load_masked(file: Any, mmap_mode: Any, offset: Any, shape: Any) -> Any:
             f"mmap_mode is {short(mmap_mode)}; with masked=True it takes 'r', or None to read "
             "the rows that are done. To write, fill or write segments."
         )
-    return masked_window(open_target(file), mmap_mode, offset, shape)
+    target = open_target(file)
+    return masked_window(target.job, target.status, mmap_mode, offset, shape)
