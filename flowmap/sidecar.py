@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -186,6 +187,31 @@ def check_records(path: Path, target: os.stat_result) -> None:
             "both to one user (chown -R); otherwise remove the folder.",
             path=str(path),
         )
+
+
+def why_not_writable(error: OSError, path: Path) -> str | None:
+    """Say why a file or folder cannot be written, and what to do; None where that is not it.
+
+    Args:
+        error: What the system said.
+        path: Of the file or folder.
+    """
+    if error.errno == errno.EROFS:
+        return (
+            "the file system is read-only; mount it for writing, or copy the target and the "
+            "folder of its records elsewhere"
+        )
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return None
+    me = user_name(os.geteuid())
+    try:
+        owner = user_name(path.lstat().st_uid)
+    except OSError:
+        return f"{me} has no permission for {path}; see who has (ls -l)"
+    return (
+        f"{path.name} belongs to {owner}, and {me} may not write there; ask its owner for the "
+        "permission, or choose another folder"
+    )
 
 
 def check_outside_records(place: Path, name: str) -> None:
