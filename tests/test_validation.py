@@ -31,6 +31,7 @@ from support import (
 import flowmap
 from flowmap import sealing
 from flowmap.claims import Claim
+from flowmap.cli.app import run as run_command
 from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     ClaimLostError,
@@ -678,8 +679,16 @@ def test_a_link_is_read_through(tmp_path: Path, target: Target) -> None:
     content.unlink()
     with pytest.raises(NotFoundError, match="is a link to; fetch it first"):
         flowmap.validate(target)
+    assert run_command(["validate", str(target.path)]) == 2
     assert {path for path in before if "flowmap" in path} == set(snapshot(target.path))
     assert states(target) == ["done"] * 5
+
+
+def test_a_link_to_what_is_not_done(tmp_path: Path) -> None:
+    """The command reports what is missing, as of a file."""
+    target = allocate(tmp_path)
+    target.path.symlink_to(target.path.rename(tmp_path / "content"))
+    assert run_command(["validate", str(target.path)]) == 3
 
 
 def test_a_link_out_of_the_root(

@@ -7,7 +7,7 @@ from flowmap.cli.output import quoted, say, say_json
 from flowmap.cli.parameters import AsJson, Flag, TargetPath
 from flowmap.report import ValidationReport
 from flowmap.summary import Summary
-from flowmap.target import open_target
+from flowmap.target import Target, job_of
 from flowmap.validation import validate as validate_target
 
 
@@ -50,7 +50,7 @@ def _code_of(report: ValidationReport) -> Exit:
         return Exit.DONE
     if report.marked or not report.bad_segments:
         return Exit.DAMAGED
-    counts = Summary.of(open_target(report.path)).counts
+    counts = Summary.of(Target(job_of(report.path))).counts  # it may be a link
     if counts["damaged"]:
         return Exit.DAMAGED
     missing = {"pending", "running", "failed"}
