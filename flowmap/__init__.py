@@ -4,7 +4,8 @@
 locks; `validate` proves that every byte is there. What comes out is a plain `.npy`.
 
 The Prefect names (`alloc_task`, `pending_task`, `fill_task`, `write_task`, `validate_task`,
-`fill_array`) load Prefect when they are first used; nothing else does.
+`fill_array`) load Prefect when they are first used; nothing else does. Every error that flowmap
+raises is a `FlowmapError`, and each of their kinds is a name of this package.
 """
 
 from __future__ import annotations
@@ -29,7 +30,35 @@ if "PREFECT__SERVER_EPHEMERAL" not in os.environ:
 
 if TYPE_CHECKING:
     from flowmap.alloc import allocate
-    from flowmap.errors import FillerChangedWarning, FlowmapError, ValidationFailed
+    from flowmap.errors import (
+        AccessDeniedError,
+        ClaimLostError,
+        ClusterError,
+        DamagedJobError,
+        FillerChangedWarning,
+        FillerError,
+        FillerNotFoundError,
+        FillerRefusedError,
+        FlowmapError,
+        ForeignFileError,
+        InvalidArgumentError,
+        JobBusyError,
+        LockTimeoutError,
+        MissingExtraError,
+        NotDoneTimeoutError,
+        NotFoundError,
+        NotValidatedError,
+        OtherJobError,
+        OtherWorkError,
+        SegmentDoneError,
+        SegmentsFailedError,
+        StoppedError,
+        StorageError,
+        TargetExistsError,
+        ValidationFailed,
+        WorkerDiedError,
+        WrongTypeError,
+    )
     from flowmap.examination import validate
     from flowmap.executors import executor, fill
     from flowmap.fillers import filler
@@ -47,15 +76,39 @@ if TYPE_CHECKING:
     from flowmap.write import fill_segment, open_segment, write_segment
 
 _HOMES: Final = {
+    "AccessDeniedError": "errors",
     "Block": "segments",
+    "ClaimLostError": "errors",
+    "ClusterError": "errors",
+    "DamagedJobError": "errors",
     "FillerChangedWarning": "errors",
+    "FillerError": "errors",
+    "FillerNotFoundError": "errors",
+    "FillerRefusedError": "errors",
     "FlowmapError": "errors",
+    "ForeignFileError": "errors",
+    "InvalidArgumentError": "errors",
+    "JobBusyError": "errors",
+    "LockTimeoutError": "errors",
+    "MissingExtraError": "errors",
+    "NotDoneTimeoutError": "errors",
+    "NotFoundError": "errors",
+    "NotValidatedError": "errors",
+    "OtherJobError": "errors",
+    "OtherWorkError": "errors",
     "Progress": "progress",
     "Segment": "segments",
+    "SegmentDoneError": "errors",
     "SegmentRecord": "records",
+    "SegmentsFailedError": "errors",
+    "StoppedError": "errors",
+    "StorageError": "errors",
     "Target": "target",
+    "TargetExistsError": "errors",
     "ValidationFailed": "errors",
     "ValidationReport": "report",
+    "WorkerDiedError": "errors",
+    "WrongTypeError": "errors",
     "alloc_task": "tasks",
     "allocate": "alloc",
     "executor": "executors",
@@ -79,15 +132,39 @@ _HOMES: Final = {
 """Where each public name lives; loaded on first use, so that `import flowmap` stays cheap."""
 
 __all__ = [
+    "AccessDeniedError",
     "Block",
+    "ClaimLostError",
+    "ClusterError",
+    "DamagedJobError",
     "FillerChangedWarning",
+    "FillerError",
+    "FillerNotFoundError",
+    "FillerRefusedError",
     "FlowmapError",
+    "ForeignFileError",
+    "InvalidArgumentError",
+    "JobBusyError",
+    "LockTimeoutError",
+    "MissingExtraError",
+    "NotDoneTimeoutError",
+    "NotFoundError",
+    "NotValidatedError",
+    "OtherJobError",
+    "OtherWorkError",
     "Progress",
     "Segment",
+    "SegmentDoneError",
     "SegmentRecord",
+    "SegmentsFailedError",
+    "StoppedError",
+    "StorageError",
     "Target",
+    "TargetExistsError",
     "ValidationFailed",
     "ValidationReport",
+    "WorkerDiedError",
+    "WrongTypeError",
     "__version__",
     "alloc_task",
     "allocate",

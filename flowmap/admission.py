@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flowmap.attempt import Attempt
 from flowmap.errors import (
+    AccessDeniedError,
     DamagedJobError,
     InvalidArgumentError,
     NotFoundError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flowmap.job import Job
+    from flowmap.ledger import Ledger
     from flowmap.work import Work
 
 A = TypeVar("A", bound=Attempt)
@@ -62,7 +64,7 @@ def attempting(segment: Segment, work: Work, kind: type[A]) -> Iterator[A]:
         # that a job that is still there vouches for the file that was opened.
         job = read_job(segment.path)
         _check(job, segment, work, target)
-        with job.ledger(write=True) as ledger:
+        with _ledger(job, segment) as ledger:
             attempt = kind(job, segment, work, target, ledger, writable=writable)
             # The ledger was opened by its name: an overwrite since may have put its own there.
             attempt.refuse_if_replaced()
@@ -83,7 +85,9 @@ def _opened(segment: Segment) -> Iterator[tuple[int, bool]]:
         try:
             try:
                 descriptor, writable = open_existing(segment.path, write=True), True
-            except PermissionError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
                 descriptor, writable = open_existing(segment.path), False
         except FileNotFoundError as error:
             message = f"{segment.name}: there is no target here; {call('allocate')} makes it"
@@ -99,6 +103,23 @@ def _opened(segment: Segment) -> Iterator[tuple[int, bool]]:
             raise storage_error(error, doing, segment.path) from error
         stack.callback(os.close, descriptor)
         yield descriptor, writable
+
+
+def _ledger(job: Job, segment: Segment) -> Ledger:
+    """Open the ledger, for reading only where nothing can be written and nothing is to be.
+
+    Raises:
+        StorageError: It cannot be opened for writing, and the segment is not done.
+        OtherJobError, DamagedJobError: As in `Job.ledger`.
+    """
+    try:
+        return job.ledger(write=True)
+    except AccessDeniedError:
+        with job.ledger() as ledger:
+            record = ledger.read(segment.index, segment.start, segment.stop)
+        if record.state == "done":
+            return job.ledger()
+        raise
 
 
 def _check(job: Job, segment: Segment, work: Work, target: int) -> None:

@@ -39,7 +39,7 @@ from flowmap.npy import Layout, header_digest
 from flowmap.publication import check_folder, make_folder, publish, remove_stale
 from flowmap.root import rooted
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import Sidecar, absolute, output_path
+from flowmap.sidecar import Sidecar, absolute, not_regular, output_path
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.wording import either, option, setting
@@ -166,6 +166,7 @@ def _allocated(wanted: _Wanted) -> tuple[Target, bool]:
         target = None
     if target is not None:
         return target, False
+    wanted.layout.check_loadable()
     wanted.check_file_system()
     try:
         make_folder(sidecar.folder)
@@ -278,11 +279,7 @@ class _Wanted:
                 )
             return None
         if not stat.S_ISREG(found.st_mode):
-            raise ForeignFileError(
-                f"{self.path} is not a regular file; flowmap follows no links and opens no "
-                "folders, pipes or devices. Choose the path of a file.",
-                path=str(self.path),
-            )
+            raise not_regular(self.path)
         target = open_target(self.path)
         self._compare(target.job)
         return target

@@ -107,6 +107,7 @@ class Attempt:
             ForeignFileError: Its records were removed meanwhile.
             StorageError: The disk refused, or the seal is not this user's to lift.
         """
+        self._ledger.check_writable()
         before = self.before
         resume = resume and before.work == self._work.fingerprint
         with self._noting():
@@ -128,11 +129,10 @@ class Attempt:
             self._sync_ledger()
             # `clean` takes the records away, and looks for a claim then: one sees the other.
             refuse_replaced(self.job)
-        if not resume:
-            return
-        whole = self._take_over(
-            before.rows_durable, before.digest_durable, rewrite=False
-        ) and self._take_over(before.rows_done, before.digest, rewrite=True)
+        whole = not resume or (
+            self._take_over(before.rows_durable, before.digest_durable, rewrite=False)
+            and self._take_over(before.rows_done, before.digest, rewrite=True)
+        )
         if not whole:  # nor may the next attempt trust what this one did not find
             digest = self._digest.hexdigest() if self._rows else ""
             self._claim.note(

@@ -44,19 +44,24 @@ def block_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
         StorageError: There is not so much memory.
     """
     buffer = _KEPT.buffer
-    if buffer is None or len(buffer) < nbytes or _is_in_use(buffer):
-        buffer = _new_buffer(nbytes, segment)
+    if buffer is None or len(buffer) < nbytes or is_in_use(buffer):
+        buffer = new_buffer(nbytes, segment)
         if nbytes <= _LONGEST_KEPT:
             _KEPT.buffer = buffer
     return buffer[:nbytes]
 
 
-def _is_in_use(buffer: NDArray[np.uint8]) -> bool:
+def is_in_use(buffer: NDArray[np.uint8]) -> bool:
     """Return whether a filler kept its block, or is calling from within: views share a base."""
     return sys.getrefcount(buffer.base) > 2  # noqa: PLR2004 -- of the buffer and of this call
 
 
-def _new_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
+def new_buffer(nbytes: int, segment: Segment) -> NDArray[np.uint8]:
+    """Return zeroed memory: shape (nbytes,), uint8.
+
+    Raises:
+        StorageError: There is not so much memory.
+    """
     try:
         return buffer_of(nbytes)
     except (OSError, MemoryError) as error:

@@ -26,6 +26,18 @@ def is_finite(values: NDArray[Any]) -> bool:
     return values.dtype.kind not in "fcmM" or bool(np.isfinite(values).all())
 
 
+def first_not_finite(values: NDArray[Any]) -> int:
+    """Return the index of the first NaN or infinity in values of one axis that hold one."""
+    first, last = 0, len(values)
+    while last - first > 1:
+        middle = (first + last) // 2
+        if is_finite(values[first:middle]):
+            first = middle
+        else:
+            last = middle
+    return first
+
+
 def complaint_of(check: Check, values: NDArray[Any], block: Block) -> str | None:
     """Say how the values fail the user's check; None if they pass."""
     try:

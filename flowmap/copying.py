@@ -18,10 +18,10 @@ from flowmap.errors import (
     ForeignFileError,
     InvalidArgumentError,
     StorageError,
-    WrongTypeError,
     short,
     storage_error,
 )
+from flowmap.filenames import check_filename
 from flowmap.fillers import filler
 from flowmap.mapping import opened_npy
 from flowmap.npy import MAX_HEADER_SIZE
@@ -178,15 +178,11 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...] | None:
 
 def _look(path: Any) -> _File:
     """Return the header of a file, read once as long as the file is the same."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise WrongTypeError(f"source is {short(path)}; it takes the name of a .npy file.")
-    where = rooted(path, follow=True)
+    where = rooted(check_filename(path, "source"), follow=True)
     try:
         found = where.stat()
     except OSError as error:
         raise storage_error(error, "cannot find the source", where) from error
-    except ValueError as error:
-        raise InvalidArgumentError(f"source is {short(path)}, which names no file.") from error
     if not stat.S_ISREG(found.st_mode):
         raise InvalidArgumentError(f"{where} is no regular file; name a .npy file.")
     return _read_header(where, _stamp(found))

@@ -29,17 +29,21 @@ def validate(
 ) -> ValidationReport:
     """Prove that the target is whole: header, size, and every segment's bytes.
 
-    The bytes are read through a fresh descriptor and hashed, in threads. Segments that
+    The bytes are read once, through a fresh descriptor, and hashed in threads. Segments that
     were left for validation to sync (`durability="end"`) are synced and become done, unless
     `mark` is false: then nothing is synced, and a note counts them. Where a digest does not
     match, the segment is marked damaged, so that running the job again repairs just it.
     Success seals the job.
 
     Args:
-        path: Of the target, or the target.
-        check: Called as `check(values, block)` for each block of rows, `values` read-only in
-            the target's dtype and order. False, or an exception, is a problem; it marks
-            nothing, since a wrong check must not cost the compute.
+        path: Path of the target, or the target. A link is read through, as git-annex and DVC
+            make them, and nothing is marked or sealed then.
+        check: Called as `check(values, block)` for each block of rows, in order and in this
+            thread; `values` are read-only, in the target's dtype and order. False, or an
+            exception, is a problem; it marks nothing, since a wrong check must not cost the
+            compute. Each byte is read once, so a block comes before the digest of its segment
+            is known: what a check says of a damaged segment is not reported. Two or more
+            blocks are in memory at a time.
         finite: Whether NaNs and infinities are a problem; they mark nothing either.
         mark: Whether to record anything of what is found.
         mixed: Whether segments may have been filled by different work.
@@ -53,7 +57,7 @@ def validate(
 
     Raises:
         NotFoundError: There is no such file.
-        ForeignFileError: It was not allocated by flowmap.
+        ForeignFileError: It was not allocated by flowmap, or is not a regular file.
         DamagedJobError: `job.json` cannot be read.
         OtherJobError: The target was allocated anew since it was opened, or meanwhile.
         StorageError: The target cannot be read, what was left unsynced cannot be synced, or

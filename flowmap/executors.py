@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from flowmap.arguments import whole
+from flowmap.arguments import flag, whole
 from flowmap.cancellation import cancel, fill_for_run
 from flowmap.clusters import Dask, address_of
 from flowmap.errors import (
@@ -26,13 +26,14 @@ from flowmap.importing import check_imported, check_not_importing
 from flowmap.lease import leased
 from flowmap.machine import available_cpus
 from flowmap.progress import Progress, Tally
+from flowmap.recalling import work_of
 from flowmap.run_errors import check_loadable, failed
 from flowmap.sources import warn_if_changed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
 from flowmap.target import open_target
 from flowmap.wording import either, option, overwriting
-from flowmap.work import Work, describe
+from flowmap.work import describe
 from flowmap.workers import Processes, Threads
 from flowmap.write import fill_work
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from flowmap.records import SegmentRecord
     from flowmap.segments import Segment
     from flowmap.target import Target
+    from flowmap.work import Work
 
 ExecutorName = Literal["processes", "threads", "dask"]
 EXECUTORS = get_args(ExecutorName)
@@ -147,15 +149,18 @@ def _workers_of(name: str | Executor, workers: int | None) -> int:
 
 def fill(
     target: Target | str | os.PathLike[str],
-    filler: Filler | str,
+    filler: Filler | str | None = None,
     arguments: Mapping[str, Any] | None = None,
     *,
     executor: str | Executor = "processes",
     workers: int | None = None,
     progress: Callable[[Progress], object] | None = None,
     name: str | None = None,
+    trust: bool = False,
 ) -> list[SegmentRecord]:
     """Fill all segments of a job that are not done yet.
+
+    Where all are done nothing is written, so that the disk may be read-only.
 
     One segment that fails does not stop the others. Ctrl-C ends the workers; what was done
     is kept, and calling again goes on from there. On SIGTERM or SIGUSR1, which a batch system
@@ -165,7 +170,9 @@ def fill(
 
     Args:
         target: The target, or its path.
-        filler: Called as `filler(out, block, **arguments)` for each block.
+        filler: Called as `filler(out, block, **arguments)` for each block. None for the filler
+            and the arguments that the records of the job name: those it is pinned to, or else
+            those that have filled it so far.
         arguments: The filler's arguments by name.
         executor: "processes", "threads", "dask", the address of a Dask scheduler, or any
             `concurrent.futures.Executor`; see `executor`. If the run ends early, the workers of
@@ -174,6 +181,8 @@ def fill(
             a cluster has.
         progress: Called in this thread with a `Progress` at the start and after each segment.
         name: Of this run, which a second run of the job is told.
+        trust: Whether to import the filler that the records name even if another user may
+            have written them.
 
     Returns:
         The records of the segments that this call filled, in the order they were done.
@@ -190,7 +199,10 @@ def fill(
         InvalidArgumentError, StorageError: No worker process can be started: this one is
             daemonic, or there is no writable /dev/shm.
         OtherJobError: The target was allocated anew since it was opened.
-        WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be.
+        WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be;
+            or no filler is given, and none recorded.
+        FillerRefusedError: No filler is given, and the recorded one is not imported: another
+            user may have written the records, or it comes from another file or source by now.
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
     """
     check_not_importing("runs fill()")
@@ -199,19 +211,18 @@ def fill(
     if name is not None and not isinstance(name, str):
         raise WrongTypeError(f"name is {short(name)}; it takes a text.")
     opened = open_target(target)
-    work = Work.of(filler, arguments)
+    work = work_of(opened, filler, arguments, trust=flag("trust", trust))
     refuse_other_work(opened, work)
     run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
     if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
         check_imported(work.function)
-    with stoppable(), leased(opened.job, run) as lease, contextlib.ExitStack() as opening:
-        warn_if_changed(opened.job, work)
+    warn_if_changed(opened.job, work)
+    if not opened.pending():  # a lease would be written, and the disk may be read-only
+        return Tally(opened, [], progress).records
+    with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
         tally = Tally(opened, pending, progress)
-        if not pending:
-            return tally.records
-        pool = opening.enter_context(_open(executor, workers))
         watch = StallWatch(opened, pool, len(pending), _LOGGER.warning)
         # Its own executors are ended with the run; others may call what was submitted later on.
         call = partial(fill_for_run, token=lease.token) if pool is executor else fill_work

@@ -25,10 +25,11 @@ from flowmap.executors import ExecutorName, refuse_other_work, width
 from flowmap.executors import executor as open_executor
 from flowmap.fanning import FanOut
 from flowmap.fillers import mark_of
-from flowmap.lease import Lease, leased
+from flowmap.lease import Lease, holder, leased
 from flowmap.npy import Layout
 from flowmap.report import ValidationReport
 from flowmap.run_errors import check_loadable, failed
+from flowmap.sidecar import Sidecar
 from flowmap.stall import StallWatch
 from flowmap.stopping import exit_for_now, stoppable
 from flowmap.tasks import alloc_task, validate_task
@@ -195,16 +196,31 @@ def fill_array(
     name = f"{runtime.flow_run.name} ({run})"
     with (
         _ended_for_now(),
-        leased(target.job, name, run) as lease,
+        _leased_if_needed(target, name, run) as lease,
         Artifacts(target) as artifacts,
     ):
-        for dead in lease.dead:
-            close_dead_run(target, dead)
-        lease.forget_dead()
-        _fill_pending(target, lease, artifacts, work, executor, workers)
+        if lease is not None:
+            for dead in lease.dead:
+                close_dead_run(target, dead)
+            lease.forget_dead()
+            _fill_pending(target, lease, artifacts, work, executor, workers)
         report = validate_task(target, finite=finite)
         artifacts.end(report)
     return report
+
+
+def _leased_if_needed(
+    target: Target, name: str, run: str
+) -> contextlib.AbstractContextManager[Lease | None]:
+    """Return the lease to hold; none for a finished job of which no run is left to close.
+
+    A finished job may be on a read-only disk; then no run is closed either.
+    """
+    records = Sidecar.of(target.path).folder
+    closable = holder(target.job) is not None and os.access(records, os.W_OK)
+    if target.pending() or closable:
+        return leased(target.job, name, run)
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

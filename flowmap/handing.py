@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from flowmap import boxes
 from flowmap.errors import InvalidArgumentError, said, told
 from flowmap.extras import extra
 from flowmap.job import opened_again
-from flowmap.windows import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,49 +64,11 @@ class LazyRows:
         return self.layout.dtype
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        with opened_again(self.path, self.job) as (job, descriptor):
-            return read_part(job, descriptor, index)
-
-
-def read_part(job: Job, descriptor: int, index: Any) -> NDArray[Any]:
-    """Read a part of the open target.
-
-    Consecutive whole rows, which is what Dask asks for unless somebody chose among the elements
-    of a row, are read; of anything else the pages that it lies in are mapped and copied.
-
-    Args:
-        job: Of the target.
-        descriptor: Of its file.
-        index: As NumPy indexes the whole array.
-
-    Returns:
-        The part, in memory of its own.
-
-    Raises:
-        StorageError: The file cannot be read or mapped.
-    """
-    rows = _whole_rows(job.layout, index)
-    if rows is not None:
-        window = Window(job.layout, job.data_offset, rows.start, rows.stop, job.layout.axis)
-        with told("cannot read the target; look at the disk", job.path):
-            return window.read_file(descriptor)
-    whole = job.map(descriptor, "r")
-    # The dtype, since an index of a single element gives a scalar, of which it is guessed.
-    return np.array(whole[index], whole.dtype)
-
-
-def _whole_rows(layout: Layout, index: Any) -> range | None:
-    """Return which consecutive rows an index chooses, if it chooses such and nothing else."""
-    axes = layout.shape
-    if not (axes and isinstance(index, tuple) and len(index) == len(axes)):
-        return None
-    if not all(isinstance(each, slice) for each in index):
-        return None
-    chosen = [range(n)[each] for n, each in zip(axes, index, strict=True)]
-    rows = chosen.pop(layout.axis)
-    others = axes[:-1] if layout.fortran_order else axes[1:]
-    whole = chosen == [range(n) for n in others]
-    return rows if whole and len(rows) and rows.step == 1 else None
+        with (
+            opened_again(self.path, self.job) as (job, descriptor),
+            told("cannot read the target; look at the disk", job.path),
+        ):
+            return boxes.read_part(job.layout, job.data_offset, descriptor, index)
 
 
 def to_dask(job: Job, status: NDArray[Any]) -> Array:

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -24,7 +25,7 @@ from flowmap.kernel import job_mark
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.sidecar import FORMAT, Sidecar, check_records
+from flowmap.sidecar import FORMAT, Sidecar, check_records, not_regular
 from flowmap.storage import NotRegularError, opened
 from flowmap.texts import ParsedTexts
 from flowmap.windows import Window
@@ -267,6 +268,8 @@ def read_job(path: Path) -> Job:
         raise NotFoundError(error.errno or 2, message, str(path)) from error
     except OSError as error:
         raise storage_error(error, "cannot look for the target", path) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise not_regular(path)
     check_records(path, found)
     for _ in range(_LOOKS):
         try:
@@ -312,11 +315,7 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
                 descriptor = stack.enter_context(opened(path))
                 problem = job.problem_with(descriptor)
             except NotRegularError as error:
-                raise ForeignFileError(
-                    f"{path} is not a regular file; flowmap opens no links, folders, pipes or "
-                    "devices. Give the path of the .npy file itself.",
-                    path=str(path),
-                ) from error
+                raise not_regular(path) from error
             except OSError as error:
                 if error.errno != errno.ESTALE or looks == STALE_LOOKS:
                     raise storage_error(error, "cannot open the target", path) from error

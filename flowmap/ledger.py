@@ -73,6 +73,7 @@ class Ledger:
         self.path = path
         self.job = job
         self._count = count
+        self._for_writing = write
         header = _header(count)
         self._offset = len(header)
         self.on_network = is_on_network(path)
@@ -98,6 +99,16 @@ class Ledger:
             raise damaged(self.path, f"has {size} bytes instead of {expected}")
         if found != header:
             raise damaged(self.path, "has another header")
+
+    def check_writable(self) -> None:
+        """Refuse to begin what must be recorded, where the ledger is open for reading only.
+
+        Raises:
+            StorageError: It cannot be opened for writing.
+        """
+        if not self._for_writing:
+            with told("cannot open the ledger for writing; see who may", self.path):
+                os.close(open_existing(self.path, write=True))
 
     def close(self) -> None:
         """Close the file."""

@@ -14,15 +14,17 @@ from flowmap.arguments import flag, whole
 from flowmap.errors import InvalidArgumentError, WrongTypeError, short, told
 from flowmap.mapping import (
     not_npy,
+    not_regular,
     open_memmap,
     opened_file,
     opened_npy,
     path_of,
     refuse_objects,
 )
+from flowmap.masking import masked_window
 from flowmap.npy import MAX_HEADER_SIZE, read_header
 from flowmap.storage import CHUNK, EndedError
-from flowmap.target import masked_window, open_target
+from flowmap.target import open_target
 from flowmap.windows import Window
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _ENCODINGS: Final = ("ASCII", "latin1", "bytes")
 
 
 def load(
-    file: str | bytes | os.PathLike[Any] | Readable,
+    file: str | os.PathLike[str] | Readable,
     mmap_mode: Literal["r", "r+", "c"] | None = None,
     allow_pickle: bool = False,
     fix_imports: bool = True,
@@ -61,7 +63,8 @@ def load(
         max_header_size: Characters that the header may have; no limit with `allow_pickle`.
         offset: The first index to load, counted along the first axis in either order.
         shape: Of the window, (n, ...) with the file's other axes; None for all that follows
-            `offset`. Only the window's bytes are read.
+            `offset`. Only the window's bytes are read; of a path in Fortran order also what is
+            between them, where that is less than a page.
         masked: Whether the file is a target that is being filled, whose rows that are not done
             yet shall be masked; see `Target.masked`. With `mmap_mode` None the rows that are
             done are read into memory; "r" maps the file.
@@ -99,6 +102,8 @@ def load(
                 f"{_name(file)} is no .npy file: offset and shape choose a window of an array. "
                 "Load it without them, and slice what comes."
             )
+    if not hasattr(file, "read") and os.path.isdir(path := path_of(file)):  # noqa: PTH112
+        raise not_regular(path)
     return numpy_load(
         file,
         mmap_mode,
@@ -122,7 +127,7 @@ def _magic(file: Any) -> bytes:
 
 def _name(file: Any) -> str:
     """Return what to call a file in a message."""
-    return os.fsdecode(file) if isinstance(file, str | bytes | os.PathLike) else short(file)
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else short(file)
 
 
 def _load_window(file: Any, mode: Any, most: Any, offset: Any, shape: Any) -> NDArray[Any]:
@@ -192,4 +197,5 @@ def _load_masked(file: Any, mmap_mode: Any, offset: Any, shape: Any) -> Any:
             f"mmap_mode is {short(mmap_mode)}; with masked=True it takes 'r', or None to read "
             "the rows that are done. To write, fill or write segments."
         )
-    return masked_window(open_target(file), mmap_mode, offset, shape)
+    target = open_target(file)
+    return masked_window(target.job, target.status, mmap_mode, offset, shape)

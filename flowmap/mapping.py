@@ -17,11 +17,11 @@ from flowmap.dtypes import as_dtype
 from flowmap.errors import (
     InvalidArgumentError,
     OtherJobError,
-    WrongTypeError,
     short,
     storage_error,
     told,
 )
+from flowmap.filenames import check_filename
 from flowmap.npy import MAX_HEADER_SIZE, Layout, read_header
 from flowmap.sidecar import Sidecar, check_outside_records
 from flowmap.storage import NotRegularError, open_existing
@@ -47,7 +47,7 @@ _MODES: Final[dict[Any, MapMode]] = {
 
 
 def open_memmap(
-    filename: str | bytes | os.PathLike[Any],
+    filename: str | os.PathLike[str],
     mode: str = "r+",
     dtype: DTypeLike | None = None,
     shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
@@ -87,11 +87,13 @@ def open_memmap(
         The window. Its attribute `offset` is, as NumPy's, the byte at which it begins.
 
     Raises:
-        InvalidArgumentError: There is no such window, or no such mode; the file has another
-            dtype, holds Python objects, is no `.npy` file, or shorter than its header says; for
-            "w+" an offset, no shape, a shape or dtype that no file can have; for "r+" and "w+"
-            a path among the records of a job.
-        WrongTypeError: `filename` is no path, `offset` or `shape` not made of whole numbers.
+        InvalidArgumentError: There is no such window, or no such mode; `filename` is one that
+            flowmap does not take, such as "~/a.npy"; the file has another dtype, holds Python
+            objects, is no `.npy` file, or shorter than its header says; for "w+" an offset, no
+            shape, a shape or dtype that no file can have; for "r+" and "w+" a path among the
+            records of a job.
+        WrongTypeError: `filename` is not a path, or a path in bytes; `offset` or `shape` not
+            made of whole numbers.
         OtherJobError: "w+", and the file is the target of a job.
         StorageError: The file cannot be opened, mapped or made; as `NotFoundError` or
             `AccessDeniedError` where it is that.
@@ -136,7 +138,7 @@ def opened_file(path: str, *, write: bool = False, follow: bool = True) -> Itera
     try:
         descriptor = open_existing(path, write=write, follow=follow)
     except NotRegularError as error:
-        raise _not_regular(path) from error
+        raise not_regular(path) from error
     except OSError as error:
         doing = "cannot open the file"
         if write and isinstance(error, PermissionError):
@@ -207,7 +209,8 @@ def not_npy(path: object, error: Exception) -> InvalidArgumentError:
     )
 
 
-def _not_regular(path: object) -> InvalidArgumentError:
+def not_regular(path: object) -> InvalidArgumentError:
+    """Return the error for a folder, a pipe or a device in the place of a file."""
     return InvalidArgumentError(
         f"{path} is no regular file; name a .npy file, not a folder, pipe or device."
     )
@@ -217,26 +220,21 @@ def path_of(filename: Any) -> str:
     """Return the path that a user gave, as it is.
 
     Raises:
-        InvalidArgumentError: It is an open file, or no file can have it.
-        WrongTypeError: It is something else.
+        InvalidArgumentError: It is an open file.
+        WrongTypeError, InvalidArgumentError: As in `check_filename`.
     """
     if npy_format.isfileobj(filename):
         raise InvalidArgumentError(
             "filename is an open file; it takes a path, since a mapping opens the file itself."
         )
-    if not isinstance(filename, str | bytes | os.PathLike):
-        raise WrongTypeError(f"filename is {short(filename)}; it takes the path of a file.")
-    path = os.fsdecode(filename)
-    if "\0" in path:
-        raise InvalidArgumentError(f"filename is {short(filename)}, which names no file.")
-    return path
+    return check_filename(filename, "filename")
 
 
-def _filename(filename: Any) -> str | Path | None:
+def _filename(filename: str | os.PathLike[str]) -> str | Path:
     """Return what `numpy.memmap` would give as the array's `filename`."""
     if isinstance(filename, os.PathLike):
-        return Path(os.fsdecode(filename)).resolve()
-    return os.path.abspath(filename) if isinstance(filename, str) else None  # noqa: PTH100 -- a text
+        return Path(filename).resolve()
+    return os.path.abspath(filename)  # noqa: PTH100 -- a text
 
 
 def _refuse_other_dtype(layout: Layout, dtype: DTypeLike | None, path: str) -> None:
@@ -295,7 +293,7 @@ def _refuse_target(path: str) -> None:
     _check_outside_records(path)
     with told("cannot look at the file", path):
         if Path(path).exists() and not Path(path).is_file():
-            raise _not_regular(path)
+            raise not_regular(path)
     if any(os.path.lexists(Sidecar.of(Path(p)).job) for p in (path, os.path.realpath(path))):
         raise OtherJobError(
             f"{path} is the target of a job, and mode 'w+' would throw its rows away. Map it "

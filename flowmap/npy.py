@@ -124,6 +124,27 @@ class Layout:
                 f"a file holds at most {_MAX_BYTES}."
             )
 
+    def check_loadable(self) -> None:
+        """Refuse a header that `np.load` would not read: a dtype with very many fields.
+
+        Raises:
+            InvalidArgumentError: It has more characters than `np.load` parses.
+        """
+        header = self.header()
+        version = header[6], header[7]
+        length_format, encoding = _VERSIONS[version]
+        prefix = len(npy_format.magic(*version)) + struct.calcsize(length_format)
+        payload = header[prefix:].rstrip()
+        text = payload.decode(encoding)
+        shortest = -(-(prefix + len(payload) + 1) // _NEAT) * _NEAT
+        characters = shortest - prefix - (len(payload) - len(text))
+        if characters > MAX_HEADER_SIZE:
+            raise InvalidArgumentError(
+                f"dtype {short(self.dtype)} makes a header of {characters} characters, and "
+                f"numpy.load reads at most {MAX_HEADER_SIZE}. Use fewer fields, shorter names, "
+                "one field with an axis in place of many, or several files."
+            )
+
     @property
     def rows(self) -> int:
         """How many rows: the length of the slow axis; 1 for a 0-d array."""

@@ -23,7 +23,7 @@ from flowmap.errors import (
 from flowmap.kernel import mark_job, reserve
 from flowmap.ledger import create_ledger
 from flowmap.machine import user_name
-from flowmap.sidecar import FORMAT, Sidecar
+from flowmap.sidecar import FORMAT, Sidecar, why_not_writable
 from flowmap.storage import PAGE, created, link, rename, sync_folder, unlink, write_all
 from flowmap.wording import setting
 
@@ -84,7 +84,9 @@ def make_folder(folder: Path) -> None:
             path=str(folder),
         ) from error
     except OSError as error:
-        raise storage_error(error, "cannot make the folder for the records", folder) from error
+        why = why_not_writable(error, folder.parent)
+        doing = "cannot make the folder for the records"
+        raise storage_error(error, f"{doing}: {why}" if why else doing, folder) from error
     if folder.is_symlink():
         raise ForeignFileError(
             f"{folder}, where the records go, is a link; flowmap follows none. Remove it.",

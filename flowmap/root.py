@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from flowmap.errors import InvalidArgumentError, WrongTypeError, short, storage_error
+from flowmap.errors import InvalidArgumentError, short, storage_error
+from flowmap.filenames import check_filename
 
 ROOT: Final = "FLOWMAP_ROOT"
 """The environment variable that names the folder."""
@@ -84,21 +85,18 @@ def rooted(path: str | os.PathLike[str], *, follow: bool = False) -> Path:
         follow: Whether to return what a link of that name leads to, also where no root is set.
 
     Raises:
-        InvalidArgumentError: It leads out of the root, or the root is no folder.
+        WrongTypeError, InvalidArgumentError: As in `check_filename`; or it leads out of the
+            root, or the root is no folder.
         StorageError: Its folders change while it is looked at.
-        WrongTypeError: It is no path.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"path is {short(path)}; it takes the name of a file.")
-    folders, given = [_folder(text) for text in _roots()], Path(os.fsdecode(path))
+    given = Path(check_filename(path))
+    folders = [_folder(text) for text in _roots()]
     if not folders and not follow:
         return given
     full = folders[0] / given if folders else given
     try:
         named = Path(os.path.realpath(full.parent)) / full.name
         real = Path(os.path.realpath(full))
-    except ValueError as error:  # a zero byte, which no name can hold
-        raise InvalidArgumentError(f"path is {short(path)}, which names no file.") from error
     except OSError as error:  # somebody put a folder in the place of a link meanwhile
         raise storage_error(
             error, "cannot tell where the path leads; try again", full

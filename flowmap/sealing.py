@@ -9,6 +9,7 @@ lifting it adds write permissions and nothing else, and none that the umask deni
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -19,7 +20,7 @@ from flowmap.documents import publish_json, read_json
 from flowmap.errors import NotValidatedError, storage_error, told
 from flowmap.machine import umask
 from flowmap.records import SegmentRecord, digest_of
-from flowmap.sidecar import FORMAT, Sidecar
+from flowmap.sidecar import FORMAT, Sidecar, why_not_writable
 from flowmap.storage import NotRegularError, opened, sync_folder, unlink
 from flowmap.wording import call
 
@@ -106,6 +107,8 @@ def lift(job: Job) -> None:
         pass  # then there is nothing to write to
     except OSError as error:
         doing = f"the target is sealed and read-only; its owner can {call('reset')} or fill it"
+        if error.errno == errno.EROFS:
+            doing = f"cannot lift the seal: {why_not_writable(error, job.path)}"
         raise storage_error(error, doing, job.path) from error
     with told("cannot remove the seal", path):
         unlink(path, missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -14,10 +15,10 @@ from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
     InvalidArgumentError,
-    WrongTypeError,
     short,
     storage_error,
 )
+from flowmap.filenames import check_filename
 from flowmap.machine import user_name
 from flowmap.root import check_within
 from flowmap.storage import look_afresh
@@ -113,22 +114,10 @@ def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".n
         suffix: Of the file, for messages.
 
     Raises:
-        WrongTypeError: It is no path.
-        InvalidArgumentError: No file can have this path; or it names a file in `FLOWMAP_ROOT`
-            and leads out of it.
+        WrongTypeError, InvalidArgumentError: As in `check_filename`; or it names a file in
+            `FLOWMAP_ROOT` and leads out of it.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"{name} is {short(path)}; it takes the name of a {suffix} file.")
-    try:
-        text = os.fsdecode(path)
-        possible = b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible or Path(text).name in ("", ".."):
-        raise InvalidArgumentError(
-            f"{name} is {short(path)}; it takes the name of a {suffix} file."
-        )
-    given = Path(text)
+    given = Path(check_filename(path, name, suffix))
     try:
         real = Path(os.path.realpath(given.parent)) / given.name
         check_within(given.absolute(), real)
@@ -151,6 +140,22 @@ def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = 
     place = absolute(path, name, suffix)
     check_outside_records(place, name)
     return place
+
+
+def not_regular(path: Path) -> ForeignFileError:
+    """Return the error for a link, a folder, a pipe or a device in the place of a target."""
+    kind, remedy = "a pipe, socket or device", "Give the path of a .npy file"
+    if path.is_symlink():
+        kind = f"a link to {short(os.path.realpath(path))}"
+        remedy = (
+            "Only validate() and numpy.load read through a link. To fill the file, put it in "
+            "place of the link (git annex unlock, dvc unprotect)"
+        )
+    elif path.is_dir():
+        kind = "a folder"
+    return ForeignFileError(
+        f"{path} is not a regular file but {kind}. {remedy}.", path=str(path)
+    )
 
 
 def check_records(path: Path, target: os.stat_result) -> None:
@@ -186,6 +191,31 @@ def check_records(path: Path, target: os.stat_result) -> None:
             "both to one user (chown -R); otherwise remove the folder.",
             path=str(path),
         )
+
+
+def why_not_writable(error: OSError, path: Path) -> str | None:
+    """Say why a file or folder cannot be written, and what to do; None where that is not it.
+
+    Args:
+        error: What the system said.
+        path: Of the file or folder.
+    """
+    if error.errno == errno.EROFS:
+        return (
+            "the file system is read-only; mount it for writing, or copy the target and the "
+            "folder of its records elsewhere"
+        )
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return None
+    me = user_name(os.geteuid())
+    try:
+        owner = user_name(path.lstat().st_uid)
+    except OSError:
+        return f"{me} has no permission for {path}; see who has (ls -l)"
+    return (
+        f"{path.name} belongs to {owner}, and {me} may not write there; ask its owner for the "
+        "permission, or choose another folder"
+    )
 
 
 def check_outside_records(place: Path, name: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -17,23 +16,19 @@ from flowmap.errors import (
     NotDoneTimeoutError,
     printable,
     short,
-    told,
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
-from flowmap.kernel import forget_cached
-from flowmap.machine import is_on_network
-from flowmap.masking import with_mask
+from flowmap.masking import masked_window
 from flowmap.records import count_states, status_of
 from flowmap.sidecar import absolute
-from flowmap.storage import read_into
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from dask.array import Array
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from flowmap.segments import Segment
 
@@ -215,6 +210,15 @@ class Target:
         with opened_again(self.path, self.id) as (job, descriptor):
             return job.map(descriptor, mode)
 
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        """Return the whole array for NumPy's functions: mapped as by `asarray`, read-only.
+
+        `np.array(target)` copies it into memory, and so does another dtype.
+        """
+        return np.asarray(self.asarray(), dtype, copy=copy)
+
     def masked(self) -> np.ma.MaskedArray[Any, Any]:
         """Map the whole array for reading, with the rows masked that are not done yet.
 
@@ -237,7 +241,7 @@ class Target:
             OtherJobError: The target was allocated anew since it was opened.
             NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
         """
-        return masked_window(self, "r")
+        return masked_window(self.job, self.status, "r")
 
     def as_completed(
         self, timeout: float | None = None, *, poll_seconds: float = 1.0
@@ -335,52 +339,3 @@ class Target:
             NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `open_target`.
         """
         return handing.zarr_references(self.job)
-
-
-def masked_window(
-    target: Target,
-    mode: Literal["r"] | None,
-    offset: SupportsIndex = 0,
-    shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
-) -> np.ma.MaskedArray[Any, Any]:
-    """Return a window of a target, with the rows masked that are not done yet.
-
-    Args:
-        target: The target.
-        mode: "r" to map it; None to read the rows that are done into memory.
-        offset: The first index along the first axis.
-        shape: Of the window, or None for all that follows.
-
-    Raises:
-        InvalidArgumentError, WrongTypeError: There is no such window.
-        OtherJobError, NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in
-            `Target.masked`.
-    """
-    job = target.job
-    window = job.window(offset, shape)
-    first, last = (window.start, window.stop) if window.of_rows else (0, job.layout.rows)
-    # The ledger before the file: on NFS what is read then is no older than what it says.
-    before = target.status()
-    done = before["state"] == "done"
-    with opened_again(target.path, target.id) as (_, descriptor):
-        if is_on_network(target.path):
-            forget_cached(descriptor)
-        if mode == "r":
-            values: NDArray[Any] = job.map(descriptor, mode, window).view(np.ndarray)
-        else:
-            with told("cannot read the rows that are done; look at the disk", target.path):
-                runs = _runs(before[done], first, last)
-                values = window.read(functools.partial(read_into, descriptor), runs)
-    if mode is None:  # a segment that was claimed meanwhile may be half read before, half after
-        done &= before == target.status()
-    missing = [
-        (start - first, stop - first) for start, stop in _runs(before[~done], first, last)
-    ]
-    return with_mask(values, missing, job.layout.axis, copy=mode is None)
-
-
-def _runs(status: NDArray[Any], first: int, last: int) -> list[tuple[int, int]]:
-    """Return (start, stop) of the rows of some segments that lie between two rows."""
-    bounds = status[["start", "stop"]].tolist()
-    clipped = ((max(start, first), min(stop, last)) for start, stop in bounds)
-    return [(start, stop) for start, stop in clipped if start < stop]

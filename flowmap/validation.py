@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
 
 from flowmap import sealing
 from flowmap.arguments import flag
-from flowmap.blocks import block_buffer
-from flowmap.checks import complaint_of, is_finite, refuse_odd_check
+from flowmap.checks import refuse_odd_check
 from flowmap.claims import Claim
 from flowmap.errors import (
     ClaimLostError,
@@ -25,26 +22,23 @@ from flowmap.errors import (
     said,
     storage_error,
 )
+from flowmap.inspection import Inspection
 from flowmap.job import Job, refuse_replaced
 from flowmap.kernel import drop_cached, forget_cached
-from flowmap.machine import available_cpus, is_on_network
+from flowmap.machine import is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
-from flowmap.segments import Block, Segment
-from flowmap.sidecar import Sidecar
-from flowmap.stopping import refuse_if_asked
-from flowmap.storage import CHUNK, open_existing, read_into, sync_data
+from flowmap.root import check_within
+from flowmap.sidecar import Sidecar, not_regular
+from flowmap.storage import NotRegularError, open_existing, sync_data
 from flowmap.target import job_of
 from flowmap.wording import call, either, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
     from flowmap.checks import Check
     from flowmap.ledger import Ledger
     from flowmap.records import SegmentRecord
+    from flowmap.segments import Segment
 
 
 def validate(
@@ -59,41 +53,68 @@ def validate(
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
     job = job_of(path)
-    try:
-        target = open_existing(job.path)
-    except OSError as error:
-        raise storage_error(error, "cannot open the target to validate it", job.path) from error
+    place = Path(os.path.realpath(job.path))
+    check_within(job.path, place)
+    linked: tuple[str, ...] = ()
+    if mark and place != job.path:
+        mark, linked = False, (f"{job.path} is a link: nothing was marked or sealed.",)
+    target = _opened(job, place)
     try:
         try:
             problem = job.problem_with(target)
         except OSError as error:
             doing = "cannot read the target to validate it; look at the disk"
             raise storage_error(error, doing, job.path) from error
-        if is_on_network(job.path):
+        if is_on_network(place):
             forget_cached(target)
         if problem is not None:
             refuse_replaced(job)
-            notes = tuple(_unseal(job) if mark else [])
+            notes = linked + tuple(_unseal(job) if mark else [])
             problem = f"The file {problem}; nothing was marked."
             return ValidationReport(job.path, (problem,), notes=notes)
-        return _Validation(job, target, mixed=mixed).report(check, finite=finite, mark=mark)
+        inspection = Inspection(job, target, check, finite)
+        report = _Validation(inspection, mixed=mixed).report(mark=mark)
+        return replace(report, notes=linked + report.notes)
     finally:
         os.close(target)
+
+
+def _opened(job: Job, place: Path) -> int:
+    """Open what is to be validated for reading.
+
+    Raises:
+        ForeignFileError: It is a folder, a pipe or a device.
+        StorageError: It cannot be opened.
+    """
+    try:
+        return open_existing(place)
+    except NotRegularError as error:
+        raise not_regular(place) from error
+    except OSError as error:
+        doing = "cannot open the target to validate it"
+        if place != job.path:
+            doing = (
+                f"cannot open what {job.path} is a link to; fetch it first (git annex get, dvc "
+                "pull)"
+            )
+        raise storage_error(error, doing, place) from error
 
 
 class _Validation:
     """One validation of a target whose size and header are right."""
 
-    def __init__(self, job: Job, target: int, *, mixed: bool) -> None:
-        self.job = job
-        self.target = target
+    def __init__(self, inspection: Inspection, *, mixed: bool) -> None:
+        self.job = inspection.job
+        self.target = inspection.target
+        self.inspection = inspection
         self.mixed = mixed
         self.segments: tuple[Segment, ...] = ()
         self.bounds = np.empty((0, 2), np.int64)
+        self.complaints: list[tuple[Segment, str]] = []
         self.problems: list[str] = []
         self.bad: set[int] = set()
 
-    def report(self, check: Check | None, *, finite: bool, mark: bool) -> ValidationReport:
+    def report(self, *, mark: bool) -> ValidationReport:
         try:
             with self.job.ledger() as ledger:  # of so many segments, before they are listed
                 self.bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
@@ -110,7 +131,7 @@ class _Validation:
         damaged = self._compare_bytes(finished)
         self._compare_works(records)
         digest = None if self.bad else digest_of(records)
-        self._look_at_values(check, finite=finite)
+        self._look_at_values()
         gone = {record.index for record in damaged}
         synced = [record for record in written if record.index not in gone]
         marked, notes = self._record(synced, damaged) if mark else ([], _unsynced(written))
@@ -175,44 +196,24 @@ class _Validation:
             ledger.sync()
 
     def _compare_bytes(self, finished: list[SegmentRecord]) -> list[SegmentRecord]:
-        """Recompute the digests of what is finished; return the records that do not match."""
+        """Read what is finished; return the records whose digest does not match."""
         damaged = []
-        with ThreadPoolExecutor(available_cpus()) as threads:
-            digests = threads.map(self._digest, [self.segments[r.index] for r in finished])
-            for record, found in zip(finished, digests, strict=True):
-                if found != record.digest or record.rows_done != record.stop - record.start:
-                    damaged.append(record)
-                    self._problem(
-                        self.segments[record.index],
-                        f"is damaged: its bytes have digest {found}, not {record.digest}."
-                        if isinstance(found, str)
-                        else f"is damaged: {found.strerror} while it was read.",
-                    )
+        segments = [self.segments[record.index] for record in finished]
+        for record, (found, complaint) in zip(
+            finished, self.inspection.findings(segments), strict=True
+        ):
+            segment = self.segments[record.index]
+            if found != record.digest or record.rows_done != record.stop - record.start:
+                damaged.append(record)
+                self._problem(
+                    segment,
+                    f"is damaged: its bytes have digest {found}, not {record.digest}."
+                    if isinstance(found, str)
+                    else f"is damaged: {found.strerror} while it was read.",
+                )
+            elif complaint is not None:  # of bytes that are damaged a check says nothing
+                self.complaints.append((segment, complaint))
         return damaged
-
-    def _digest(self, segment: Segment) -> str | OSError:
-        """Return the digest of a segment's bytes, or why they cannot be read."""
-        digest = xxhash.xxh3_128()
-        try:
-            for data in self._read(segment, CHUNK):
-                digest.update(data.data)
-        except StorageError:  # no memory, which is no fault of the segment
-            raise
-        except OSError as error:
-            return error
-        return digest.hexdigest()
-
-    def _read(self, segment: Segment, nbytes: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the bytes of a segment, up to `nbytes` at a time, in one buffer."""
-        first = self.job.data_offset + segment.start * self.job.layout.row_bytes
-        last = first + segment.rows * self.job.layout.row_bytes
-        buffer = block_buffer(min(nbytes, last - first), segment)
-        for offset in range(first, last, max(nbytes, 1)):
-            refuse_if_asked()
-            data = buffer[: last - offset]
-            if read_into(self.target, data, offset) < len(data):
-                raise OSError(errno.EIO, "the file ended")
-            yield data
 
     def _compare_works(self, records: list[SegmentRecord]) -> None:
         if self.mixed:
@@ -227,36 +228,10 @@ class _Validation:
                 f"{setting(mixed=True)}."
             )
 
-    def _look_at_values(self, check: Check | None, *, finite: bool) -> None:
-        if check is None and not finite:
-            return
-        for segment in self.segments:
-            if segment.index not in self.bad:
-                self._look_at(segment, check, finite=finite)
-
-    def _look_at(self, segment: Segment, check: Check | None, *, finite: bool) -> None:
-        """Give each block of a segment to the user's check; stop at the first that fails."""
-        layout = self.job.layout
-        for start in range(segment.start, segment.stop, self.job.block_rows):
-            stop = min(start + self.job.block_rows, segment.stop)
-            block = Block(start, stop, layout.axis)
-            rows = Segment(segment.path, segment.job, segment.index, block.start, block.stop)
-            data = np.empty(0, np.uint8)
-            try:
-                for read in self._read(rows, len(block) * layout.row_bytes):
-                    data = read
-            except StorageError:  # no memory, which is no fault of the segment
-                raise
-            except OSError as error:
-                self._problem(segment, f"cannot be read: {error.strerror}.")
-                return
-            values = layout.as_array(data, len(block))
-            values.flags.writeable = False
-            problem = "holds NaN or infinity" if finite and not is_finite(values) else None
-            problem = problem or (None if check is None else complaint_of(check, values, block))
-            if problem is not None:
-                self._problem(segment, f"{problem} in rows {block.start} to {block.stop}.")
-                return
+    def _look_at_values(self) -> None:
+        """Report what is wrong with values whose bytes are right; it marks nothing."""
+        for segment, complaint in self.complaints:
+            self._problem(segment, f"{complaint}.")
 
     def _record(
         self, synced: list[SegmentRecord], damaged: list[SegmentRecord]

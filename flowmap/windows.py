@@ -8,7 +8,6 @@ the other axes.
 from __future__ import annotations
 
 import errno
-import functools
 import math
 import mmap
 import os
@@ -22,7 +21,7 @@ import numpy as np
 from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, short
 from flowmap.kernel import write_back
-from flowmap.storage import EndedError, read_into
+from flowmap.storage import CHUNK, EndedError, read_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from flowmap.npy import Layout
 
 MapMode = Literal["r", "r+", "c"]
-_MANY: Final = 1000
-"""Pieces beyond which a call to read each costs more than mapping them, if they lie close."""
-
 _ACCESS: Final = {"r": mmap.ACCESS_READ, "r+": mmap.ACCESS_WRITE, "c": mmap.ACCESS_COPY}
 
 
@@ -209,7 +205,7 @@ class Window:
         yield from ((data[n], pieces.first + n * pieces.step) for n in numbers)
 
     def read_file(self, descriptor: int) -> NDArray[Any]:
-        """Read its bytes of an open file that is long enough, in whichever way is faster.
+        """Read its bytes of an open file that is long enough.
 
         Returns:
             As `read`.
@@ -218,9 +214,10 @@ class Window:
             OSError: They cannot be read; `EndedError` where the file ends within them.
         """
         pieces = self.pieces()
-        if pieces.span and pieces.number > _MANY and pieces.close:
-            return np.array(self.map(descriptor, "r"), order=self.order)
-        return self.read(functools.partial(read_into, descriptor))
+        data = np.empty((pieces.number, pieces.length), np.uint8)
+        if pieces.span:
+            read_pieces(descriptor, pieces, data)
+        return np.ndarray(self.shape, self.layout.dtype, data.data, order=self.order)
 
     def map(self, descriptor: int, mode: MapMode, filename: Any = None) -> np.memmap[Any, Any]:
         """Map its bytes: whole pages of the file, but no array element outside of it.
@@ -266,6 +263,31 @@ class Window:
         # is too short.
         vars(array).update(_mmap=mapping, filename=filename, offset=pieces.first, mode=mode)
         return array
+
+
+def read_pieces(descriptor: int, pieces: Pieces, data: NDArray[np.uint8]) -> None:
+    """Read pieces of an open file; where they lie close, what is between them as well.
+
+    Args:
+        descriptor: Of the file.
+        pieces: Where they lie.
+        data: Takes them: shape (number, length).
+
+    Raises:
+        OSError: They cannot be read; `EndedError` where the file ends within them.
+    """
+    # A call for each would take longer than to read the bytes between them.
+    together = max(1, CHUNK // pieces.step) if pieces.close and pieces.number > 1 else 1
+    buffer = np.empty(together * pieces.step if together > 1 else 0, np.uint8)
+    for number in range(0, pieces.number, together):
+        part, offset = data[number : number + together], pieces.first + number * pieces.step
+        read = part[0]
+        if together > 1:
+            read = buffer[: (len(part) - 1) * pieces.step + pieces.length]
+        if read_into(descriptor, read, offset) < len(read):
+            raise EndedError(errno.EIO, "the file ends within the window")
+        if together > 1:
+            part[:] = buffer.reshape(together, -1)[: len(part), : pieces.length]
 
 
 class _Mapping(mmap.mmap):

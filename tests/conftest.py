@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from flowmap import handing
+from flowmap import boxes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,13 +45,13 @@ os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
     """Return the parts of targets that Dask's tasks read from now on, in this process."""
-    read, seen = handing.read_part, list[Any]()
+    read, seen = boxes.read_part, list[Any]()
 
     def look(*arguments: Any) -> Any:
         seen.append(read(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(handing, "read_part", look)
+    monkeypatch.setattr(boxes, "read_part", look)
     return seen
 
 

@@ -202,16 +202,16 @@ def _a_mark_too_few(patch: Patch) -> None:
 
 
 def _a_failed_check_marks(patch: Patch) -> None:
-    real = _Validation._look_at
+    real = _Validation._look_at_values
 
-    def look_at(self: _Validation, segment: Segment, check: Any, *, finite: bool) -> None:
-        real(self, segment, check, finite=finite)
-        if segment.index in self.bad:
+    def look_at_values(self: _Validation) -> None:
+        real(self)
+        for segment, _ in self.complaints:
             with self.job.ledger() as ledger:
                 record = ledger.read(segment.index, segment.start, segment.stop)
             self._mark([record], "damaged")
 
-    patch(_Validation, "_look_at", look_at)
+    patch(_Validation, "_look_at_values", look_at_values)
 
 
 def _records_of_any(patch: Patch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import itertools
 import json
@@ -37,6 +38,7 @@ from flowmap.work import Work
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pytest
     from numpy.typing import DTypeLike, NDArray
 
     from flowmap.segments import Block
@@ -152,6 +154,41 @@ def snapshot(path: Path) -> dict[str, bytes]:
     """Return every file of a target and its sidecar with its bytes."""
     files = [path, *path.with_name(f"{path.name}.flowmap").rglob("*")]
     return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int = errno.EROFS) -> None:
+    """Let the system refuse from now on whatever would change something in a folder.
+
+    Args:
+        folder: The folder.
+        monkeypatch: Of the test.
+        number: What it says: EROFS of a read-only disk, EACCES where permissions are missing.
+    """
+
+    def refuse(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            changes = name != "open" or arguments[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if changes and Path(os.fsdecode(path)).is_relative_to(folder):
+                raise OSError(number, os.strerror(number), path)
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    def refuse_open_file(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    real_access = os.access
+
+    def access(path: Any, mode: int, **options: Any) -> bool:
+        frozen = mode & os.W_OK and Path(path).is_relative_to(folder)
+        return not frozen and real_access(path, mode, **options)
+
+    for name in ("open", "mkdir", "rename", "link", "unlink"):
+        refuse(name)
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(os, "fchmod", refuse_open_file)
 
 
 def wholeness(path: Path) -> list[str]:

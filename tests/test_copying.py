@@ -230,7 +230,7 @@ class TestRefused:
         [
             ("nothing.npy", NotFoundError, "cannot find the source"),
             ("a\0b", InvalidArgumentError, "names no file"),
-            (".", InvalidArgumentError, "no regular file"),
+            (".", InvalidArgumentError, "names a folder"),
             ("text.npy", InvalidArgumentError, "text.npy cannot be read"),
             ("empty.npy", InvalidArgumentError, "empty.npy cannot be read"),
             ("objects.npy", InvalidArgumentError, "objects.npy holds Python objects"),
@@ -242,7 +242,7 @@ class TestRefused:
             (["three.npy", "wide.npy"], InvalidArgumentError, r"wide.npy has shape \(3, 2\)"),
             ([], InvalidArgumentError, "0 rows in 0 files"),
             (None, WrongTypeError, "source is None"),
-            ("", WrongTypeError, "source is ''"),
+            ("", InvalidArgumentError, "source is ''"),
             (["three.npy", 5], WrongTypeError, "source is 5"),
             (b"three.npy", WrongTypeError, "source is"),
         ],

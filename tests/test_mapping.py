@@ -167,11 +167,9 @@ class TestWindow:
             assert getattr(ours, name) == getattr(theirs, name)
         assert flowmap.open_memmap(str(path)).filename == str(path)
         monkeypatch.chdir(tmp_path)
-        for name in ("a.npy", Path("a.npy"), b"a.npy", *os.scandir(), *os.scandir(b".")):
-            given: Any = name
-            wanted = None if isinstance(name, bytes) else theirs.filename
-            found = flowmap.open_memmap(given).filename
-            assert found == (str(path) if name == "a.npy" else wanted)
+        for name in ("a.npy", Path("a.npy"), *os.scandir()):
+            found = flowmap.open_memmap(name).filename
+            assert found == (str(path) if name == "a.npy" else theirs.filename)
         view = ours[1:]
         assert isinstance(view, np.memmap)
         assert view.filename == theirs.filename
@@ -647,19 +645,19 @@ class TestRefused:
         ("filename", "error", "message"),
         [
             ("none.npy", NotFoundError, "cannot open the file"),
-            ("", NotFoundError, "cannot open the file"),
-            ("text.npy/", StorageError, "cannot open the file"),
+            ("", InvalidArgumentError, "an empty text"),
+            ("text.npy/", InvalidArgumentError, "names a folder"),
             ("x" * 300, StorageError, "cannot open the file"),
             ("loop.npy", InvalidArgumentError, "no regular file"),
-            (".", InvalidArgumentError, "no regular file"),
+            (".", InvalidArgumentError, "names a folder"),
             ("pipe", InvalidArgumentError, "no regular file"),
             ("/dev/zero", InvalidArgumentError, "no regular file"),
             ("text.npy", InvalidArgumentError, "cannot be read as a .npy file"),
             ("zip.npz", InvalidArgumentError, "cannot be read as a .npy file"),
             ("a\0.npy", InvalidArgumentError, "names no file"),
-            (5, WrongTypeError, "takes the path of a file"),
-            (io.BytesIO(), WrongTypeError, "takes the path of a file"),
-            (None, WrongTypeError, "takes the path of a file"),
+            (5, WrongTypeError, "takes the path of a .npy file"),
+            (io.BytesIO(), WrongTypeError, "takes the path of a .npy file"),
+            (None, WrongTypeError, "takes the path of a .npy file"),
         ],
     )
     def test_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import inspect
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import flowmap
+from flowmap import errors
 from flowmap.extras import DISTRIBUTION
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +168,31 @@ class TestDocstrings:
             if member.startswith("_") or not (callable(value) or isinstance(value, property)):
                 continue
             assert inspect.getdoc(value), member
+
+    def test_raised(self) -> None:
+        """Every error that a public docstring names is a public name, or Python's own."""
+        names: set[str] = set()
+        for name in flowmap.__all__:
+            value = _function_of(getattr(flowmap, name))
+            members = vars(value).values() if inspect.isclass(value) else ()
+            for documented in (value, *members):
+                doc = inspect.getdoc(documented) or ""
+                raised = re.search(r"^Raises:\n(( .*\n?|\n)*)", doc, re.MULTILINE)
+                text = raised[1] if raised else ""
+                lines = re.findall(r"^    (\w.*?):(?: |$)", text, re.MULTILINE)
+                names.update(name for line in lines for name in line.split(", "))
+        assert {"SegmentsFailedError", "LockTimeoutError"} <= names
+        known = {*flowmap.__all__, *vars(builtins), "UnpicklingError"}  # as in numpy.load
+        assert not names - known
+
+    def test_errors(self) -> None:
+        """Every class of errors is a public name."""
+        classes = {
+            name
+            for name, value in vars(errors).items()
+            if inspect.isclass(value) and issubclass(value, flowmap.FlowmapError)
+        }
+        assert classes <= set(flowmap.__all__)
 
     def test_modules(self) -> None:
         """Every module begins with what it is for."""

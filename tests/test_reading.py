@@ -164,7 +164,7 @@ class TestMasked:
             flowmap.fill_segment(target.segments[0], ramp)
             return count + read_into(descriptor, part[400:], offset + 400)
 
-        monkeypatch.setattr("flowmap.target.read_into", and_claim)
+        monkeypatch.setattr("flowmap.masking.read_into", and_claim)
         found = flowmap.load(target, masked=True)
         assert found.mask[:125].all()
         assert not found.mask[125:].any()
@@ -179,7 +179,7 @@ class TestMasked:
             raise OSError(errno.EIO, "bad sector")
 
         flowmap.fill_segment(target.segments[0], ramp)
-        monkeypatch.setattr("flowmap.target.read_into", fail)
+        monkeypatch.setattr("flowmap.masking.read_into", fail)
         with pytest.raises(StorageError, match="cannot read the rows that are done"):
             flowmap.load(target, masked=True)
 
@@ -195,7 +195,7 @@ class TestMasked:
 
         for index in (1, 3):
             flowmap.fill_segment(target.segments[index], ramp)
-        monkeypatch.setattr("flowmap.target.read_into", noted)
+        monkeypatch.setattr("flowmap.masking.read_into", noted)
         assert flowmap.load(target, masked=True).count() == 250
         assert read == [125, 375]
 

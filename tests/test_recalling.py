@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from flowmap.target import Target
 
+HOW: dict[str, Any] = {"shape": 100, "dtype": "<f8", "segments": 4}
+
 MODULE = """
 from pathlib import Path
 
@@ -330,3 +332,38 @@ def test_what_has_no_origin() -> None:
     """A function of an extension module has neither file nor source."""
     described = Work.of(cast("Any", divmod)).describe()
     assert (described["file"], described["source"]) == (None, None)
+
+
+class TestWithoutAFiller:
+    """`fill` of a job whose records name its work."""
+
+    def test_pinned(self, tmp_path: Path) -> None:
+        """The filler and the arguments that the job is pinned to."""
+        target = flowmap.allocate(
+            tmp_path / "a.npy", **HOW, filler="arange", arguments={"start": 5}
+        )
+        assert len(flowmap.fill(target, executor="threads")) == 4
+        assert np.load(target).tolist() == list(range(5, 105))
+
+    def test_begun(self, tmp_path: Path) -> None:
+        """The work that has filled it so far."""
+        target = flowmap.allocate(tmp_path / "a.npy", **HOW)
+        flowmap.fill_segment(target.segments[3], "constant", {"value": 2})
+        assert len(flowmap.fill(target.path, executor="threads")) == 3
+        assert set(np.load(target)) == {2}
+
+    def test_none(self, tmp_path: Path) -> None:
+        """Nothing is recorded; or arguments are given without their filler."""
+        target = flowmap.allocate(tmp_path / "a.npy", **HOW)
+        with pytest.raises(InvalidArgumentError, match="No filler is given"):
+            flowmap.fill(target)
+        with pytest.raises(InvalidArgumentError, match="Arguments are given but no filler"):
+            flowmap.fill(target, arguments={"value": 2})
+
+    def test_trust(self, tmp_path: Path) -> None:
+        """Records that others may write are trusted only if the caller says so."""
+        target = flowmap.allocate(tmp_path / "a.npy", **HOW, filler="arange")
+        Sidecar.of(target.path).job.chmod(0o666)
+        with pytest.raises(flowmap.FillerRefusedError, match="trust=True"):
+            flowmap.fill(target)
+        assert len(flowmap.fill(target, executor="threads", trust=True)) == 4

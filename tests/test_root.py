@@ -66,7 +66,9 @@ def test_names_that_do_not_lie_within(
     link.symlink_to(folder)
     back.symlink_to(folder / "a.npy")
     monkeypatch.setenv("FLOWMAP_ROOT", str(link))
-    with pytest.raises(InvalidArgumentError, match=r"export FLOWMAP_ROOT="):
+    with pytest.raises(
+        InvalidArgumentError, match=r"export FLOWMAP_ROOT=|names a folder|an empty text"
+    ):
         rooted(path.format(link=link, folder=folder, back=back))
 
 
@@ -86,7 +88,7 @@ def test_neighbour_with_the_same_beginning(folder: Path) -> None:
 @pytest.mark.parametrize("path", [None, 3, ["a.npy"], b"a.npy"])
 def test_what_is_no_path(folder: Path, path: Any) -> None:
     """What is no path is a wrong type."""
-    with pytest.raises(WrongTypeError, match="takes the name of a file"):
+    with pytest.raises(WrongTypeError, match=r"str or a pathlib\.Path|in bytes"):
         rooted(path)
 
 

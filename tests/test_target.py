@@ -202,6 +202,22 @@ class TestTarget:
             with pytest.raises(InvalidArgumentError, match="To write"):
                 target.asarray(mode)  # type: ignore[arg-type]  # on purpose
 
+    def test_is_an_array_to_numpy(self, target: flowmap.Target) -> None:
+        """NumPy's functions take it for its array, by the rules of `numpy.asarray`."""
+        loaded = np.load(target.path)
+        array = np.asarray(target)
+        assert type(array) is np.ndarray
+        assert not array.flags.writeable
+        assert isinstance(array.base, np.memmap)
+        np.testing.assert_array_equal(array, loaded)
+        copied = np.array(target)
+        assert copied.flags.writeable
+        assert not np.shares_memory(copied, array)
+        np.testing.assert_array_equal(np.asarray(target, "c16"), loaded.astype("c16"))
+        with pytest.raises(ValueError, match="copy"):
+            np.asarray(target, "f2", copy=False)
+        np.testing.assert_array_equal(np.concatenate([target, target])[: len(loaded)], loaded)
+
     @pytest.mark.parametrize("shape", [(), (0,), (4, 0), (3, 2)])
     @pytest.mark.parametrize("fortran", [False, True])
     def test_asarray_of_any_shape(
@@ -243,8 +259,8 @@ class TestOpenTarget:
         """A plain file, or a folder, is not flowmap's."""
         np.save(tmp_path / "a.npy", np.arange(5))
         (tmp_path / "b.npy").mkdir()
-        for name in ("a.npy", "b.npy"):
-            with pytest.raises(ForeignFileError, match="not allocated by flowmap"):
+        for name, why in (("a.npy", "not allocated by flowmap"), ("b.npy", "but a folder")):
+            with pytest.raises(ForeignFileError, match=why):
                 flowmap.open_target(tmp_path / name)
 
     @pytest.mark.parametrize("odd", ["folder", "link", "pipe"])

@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import struct
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from support import (
 import flowmap
 from flowmap import sealing
 from flowmap.claims import Claim
+from flowmap.cli.app import run as run_command
 from flowmap.documents import publish_json, read_json
 from flowmap.errors import (
     ClaimLostError,
@@ -655,8 +658,163 @@ def test_no_memory_makes_no_segment_bad(
     assert states(target) == ["done"] * 5
 
 
+def test_a_link_is_read_through(tmp_path: Path, target: Target) -> None:
+    """What git-annex or DVC makes of a target: read-only, under another name, behind a link."""
+    store = tmp_path / "store"
+    store.mkdir()
+    content = target.path.rename(store / "MD5-s4256--d41d8")
+    content.chmod(0o444)
+    target.path.symlink_to(content)
+    before = snapshot(target.path)
+    report = flowmap.validate(target.path)
+    assert report.ok
+    assert not report.sealed
+    assert "is a link: nothing was marked or sealed" in str(report)
+    assert flowmap.validate(target, mark=False).notes == ()
+    content.chmod(0o644)
+    flip(content, target.job.data_offset + 40)
+    report = flowmap.validate(target)
+    assert report.bad_segments == (target.segments[1],)
+    assert report.marked == ()
+    content.unlink()
+    with pytest.raises(NotFoundError, match="is a link to; fetch it first"):
+        flowmap.validate(target)
+    assert run_command(["validate", str(target.path)]) == 2
+    assert {path for path in before if "flowmap" in path} == set(snapshot(target.path))
+    assert states(target) == ["done"] * 5
+
+
+def test_a_link_to_what_is_not_done(tmp_path: Path) -> None:
+    """The command reports what is missing, as of a file."""
+    target = allocate(tmp_path)
+    target.path.symlink_to(target.path.rename(tmp_path / "content"))
+    assert run_command(["validate", str(target.path)]) == 3
+
+
+def test_a_link_out_of_the_root(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With FLOWMAP_ROOT set no link leads out of it, not even to be read."""
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.move(Sidecar.of(target.path).folder, root)
+    (root / "a.npy").symlink_to(target.path)
+    assert flowmap.validate(root / "a.npy").ok
+    monkeypatch.setenv("FLOWMAP_ROOT", str(root))
+    with pytest.raises(InvalidArgumentError, match="leads out of"):
+        flowmap.validate(root / "a.npy")
+
+
+def _bytes_read(monkeypatch: pytest.MonkeyPatch, target: Target) -> list[int]:
+    """Return a list that grows by the bytes of each read of the target's data."""
+    seen: list[int] = []
+    real, inode = os.preadv, target.path.stat().st_ino
+
+    def noted(descriptor: int, buffers: Any, offset: int) -> int:
+        count = real(descriptor, buffers, offset)
+        if os.fstat(descriptor).st_ino == inode:
+            seen.append(count)
+        return count
+
+    monkeypatch.setattr("os.preadv", noted)
+    return seen
+
+
+@pytest.mark.parametrize("check", [None, lambda values, block: True])
+def test_each_byte_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Any
+) -> None:
+    """Digests, finiteness and a check of the user's come of one reading."""
+    target = flowmap.allocate(tmp_path / "a.npy", 500_000, "f8", segments=[200_001, 299_999])
+    flowmap.fill(target, ramp, executor="threads")
+    seen = _bytes_read(monkeypatch, target)
+    assert flowmap.validate(target, finite=True, check=check).sealed
+    assert sum(seen) == target.nbytes
+
+
+def test_a_check_gets_the_blocks_in_order(tmp_path: Path) -> None:
+    """It is called by one thread, block by block, may keep state and may keep what it got."""
+    target = flowmap.allocate(tmp_path / "a.npy", 20_000, "f8", segments=7, block_rows=100)
+    flowmap.fill(target, ramp, executor="threads")
+    kept: list[tuple[int, NDArray[Any], Block]] = []
+
+    def check(values: NDArray[Any], block: Block) -> None:
+        kept.append((threading.get_ident(), values, block))
+
+    assert flowmap.validate(target, check=check, finite=True).ok
+    assert {thread for thread, _, _ in kept} == {threading.get_ident()}
+    expected = [
+        (start, min(start + 100, segment.stop))
+        for segment in target.segments
+        for start in range(segment.start, segment.stop, 100)
+    ]
+    assert [(block.start, block.stop) for _, _, block in kept] == expected
+    np.testing.assert_array_equal(
+        np.concatenate([values for _, values, _ in kept]), np.sqrt(np.arange(20_000))
+    )
+
+
+def test_few_blocks_are_read_ahead_of_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory does not grow with the array: a slow check has some blocks before it at most."""
+    how: dict[str, Any] = {"segments": 7, "block_rows": 500}
+    target = flowmap.allocate(tmp_path / "a.npy", 20_000, "f8", **how)
+    monkeypatch.setattr("flowmap.inspection._AHEAD_BYTES", 8000)
+    flowmap.fill(target, ramp, executor="threads")
+    seen = _bytes_read(monkeypatch, target)
+    memory: set[int] = set()
+    called = 0
+
+    def check(values: NDArray[Any], block: Block) -> None:
+        nonlocal called
+        called += 1
+        time.sleep(0.002)
+        assert len(seen) <= called + 1
+        memory.add(values.ctypes.data)
+
+    assert flowmap.validate(target, check=check).ok
+    assert called == 42
+    assert len(memory) == 2
+
+
+def test_a_check_does_not_judge_damage(target: Target) -> None:
+    """A segment whose bytes are wrong is damaged, whatever the check says of them."""
+    damage(target, 1, byte=7)
+    seen: list[int] = []
+
+    def check(values: NDArray[Any], block: Block) -> bool:
+        seen.append(block.start)
+        return not 4 <= block.start < 8 and block.start != 11
+
+    report = flowmap.validate(target, check=check, finite=True)
+    assert [problem.partition(" ")[2][:22] for problem in report.problems] == [
+        "0001 [4:8] is damaged:",
+        "0002 [8:12] fails the ",
+    ]
+    assert report.marked == (target.segments[1],)
+
+
+def test_the_rows_that_are_not_finite(tmp_path: Path) -> None:
+    """The first block with such a value is named, with and without a check."""
+    target = flowmap.allocate(
+        tmp_path / "a.npy", (3, 300_000), "f4", fortran_order=True, segments=2, block_rows=1000
+    )
+    values = np.zeros((3, 300_000), "f4", order="F")
+    values[1, 199_999] = np.inf
+    values[0, 250_500] = np.nan
+    for segment in target.segments:
+        flowmap.write_segment(segment, values[:, segment.start : segment.stop])
+    second = target.segments[1].start
+    begin = second + (199_999 - second) // 1000 * 1000
+    rows = f"holds NaN or infinity in rows {begin} to {begin + 1000}."
+    for check in (None, lambda values, block: True):
+        report = flowmap.validate(target, finite=True, check=check, mark=False)
+        assert report.problems == (f"{target.segments[1].name} {rows}",)
+
+
 def test_what_cannot_be_looked_at_raises(tmp_path: Path, target: Target) -> None:
-    """No file, no job, a link or a pipe in the file's place: errors, not reports."""
+    """No file, no job, a device or a pipe in the file's place: errors, not reports."""
     with pytest.raises(NotFoundError):
         flowmap.validate(tmp_path / "none.npy")
     np.save(tmp_path / "foreign.npy", np.zeros(3))
@@ -667,10 +825,10 @@ def test_what_cannot_be_looked_at_raises(tmp_path: Path, target: Target) -> None
     moved = target.path.rename(tmp_path / "moved")
     for kind in ("link", "pipe"):
         if kind == "link":
-            target.path.symlink_to(moved)
+            target.path.symlink_to("/dev/zero")
         else:
             os.mkfifo(target.path)
-        with pytest.raises(StorageError):
+        with pytest.raises(ForeignFileError, match="not a regular file but"):
             flowmap.validate(target)
         target.path.unlink()
     moved.rename(target.path)

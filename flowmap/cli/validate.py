@@ -11,7 +11,7 @@ from flowmap.cli.parameters import AsJson, Flag, TargetPath
 from flowmap.examination import examine
 from flowmap.report import ValidationReport
 from flowmap.summary import Summary
-from flowmap.target import open_target
+from flowmap.target import Target, job_of, open_target
 
 
 def validate(
@@ -54,7 +54,7 @@ def _code_of(report: ValidationReport) -> Exit:
         return Exit.DONE
     if report.damaged or not report.bad_segments:
         return Exit.DAMAGED
-    counts = Summary.of(open_target(report.path)).counts
+    counts = Summary.of(Target(job_of(report.path))).counts  # it may be a link
     if counts["damaged"]:
         return Exit.DAMAGED
     missing = {"pending", "running", "failed"}

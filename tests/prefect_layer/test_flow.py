@@ -14,12 +14,13 @@ import numpy as np
 import prefect
 import pytest
 from prefect.exceptions import ParameterTypeError
-from support import run, script
+from support import read_only, run, script
 
 import flowmap
 from flowmap import fillers
 from flowmap.errors import JobBusyError, OtherJobError, SegmentsFailedError, WrongTypeError
 from flowmap.lease import leased
+from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +161,24 @@ def test_finished_job_computes_nothing(server: Server, tmp_path: Path) -> None:
     flowmap.fill_array(path, shape=100, executor="threads")
     assert flowmap.fill_array(path, shape=100, executor="threads").ok
     assert set(server.task_runs(server.newest_run()["id"], 2)) == {"allocate", "validate"}
+
+
+def test_finished_job_on_a_read_only_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is validated and nothing is written, also where a dead run left its lease."""
+    path = tmp_path / "out.npy"
+    flowmap.fill_array(str(path), shape=100, executor="threads")
+    lease = Sidecar.of(path).run
+    for _ in range(2):
+        with monkeypatch.context() as frozen:
+            read_only(tmp_path, frozen)
+            report = flowmap.fill_array(str(path), shape=100, executor="threads")
+        assert report.ok
+        assert not report.sealed
+        with leased(flowmap.open_target(path).job, "a run that dies", "0" * 32):
+            left = lease.read_bytes()
+        lease.write_bytes(left)
 
 
 def test_objects_are_turned_into_their_names(server: Server, tmp_path: Path) -> None:

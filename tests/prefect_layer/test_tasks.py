@@ -7,12 +7,15 @@ import os
 import signal
 import threading
 from concurrent.futures import Executor, Future
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from dask.base import is_dask_collection
 from prefect import flow, unmapped
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.collections import isiterable, visit_collection
 
 import flowmap
 from flowmap.errors import FillerError, StoppedError, ValidationFailed, WrongTypeError
@@ -42,6 +45,17 @@ def expected(rows: int, scale: float = 1.0) -> np.ndarray[Any, Any]:
     values["t"] = np.arange(rows) * scale
     values["v"] = 1
     return values
+
+
+def test_a_target_is_one_value(tmp_path: Path) -> None:
+    """Prefect's map and walk through parameters, and Dask, leave a target alone."""
+    target = flowmap.allocate(tmp_path / "a.npy", 10, "<f8")
+    assert not isiterable(target)
+    assert not is_dataclass(target)
+    assert (
+        visit_collection({"a": [target]}, lambda each: each, return_data=True)["a"][0] is target
+    )
+    assert not is_dask_collection(target)
 
 
 def test_own_flow_reads_like_the_idea(server: Server, tmp_path: Path) -> None:
