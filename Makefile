@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint types layers pytest test-lowest test-newest campaign bench session rulegraph clean
+.PHONY: run test lint types layers pytest test-lowest test-newest lowest campaign bench session rulegraph clean
 
 # In a folder of Prefect's for this alone: the user's own may hold a database that a newer Prefect
 # has made, with which an older one ends.
@@ -29,6 +29,32 @@ layers: .venv/test.ready
 pytest: export PYTHONDONTWRITEBYTECODE =
 pytest: .venv/test.ready .venv/snakemake.ready
 	$(BIN)/pytest -n 3 --dist worksteal -m "not campaign"
+
+# The quick part, with other versions than those of constraints.txt. It uses every dependency; Prefect,
+# in a flow with an embedded server, in own flows, and in a deployment that is served.
+QUICK := tests/test_npy.py tests/test_allocate.py tests/test_write_segment.py tests/test_random.py \
+	tests/test_handing_dask.py tests/test_handing_zarr.py tests/test_doctor.py \
+	tests/test_package.py tests/test_extras.py tests/cli/test_commands.py \
+	tests/prefect_layer/test_tasks.py tests/prefect_layer/test_recording.py \
+	tests/prefect_layer/test_serving.py
+
+test-lowest test-newest: export PYTHONDONTWRITEBYTECODE =
+
+# The lowest versions that pyproject.toml allows; Python 3.11 has them all.
+test-lowest: .venv/lowest.ready
+	.venv/lowest/bin/pytest -n 3 --dist worksteal $(QUICK)
+
+# The newest versions of the day, in a new environment each time.
+test-newest: | .venv/bin/python
+	$(PYTHON) -m venv --clear .venv/newest
+	.venv/newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	.venv/newest/bin/pytest -n 3 --dist worksteal $(QUICK)
+
+# After a bound in pyproject.toml has changed: what test-lowest installs.
+lowest: .venv/test.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --extra test \
+		--no-header --no-annotate --output-file constraints-lowest.txt pyproject.toml
 
 # Takes two hours, and root: every fault in numbers, in parts of which two run at a time. Each that
 # passes puts its figures into docs/reliability.md, also alone: `make campaign-races`.
@@ -56,6 +82,12 @@ campaign-%: .venv/test.ready
 .venv/bench.ready: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP_INSTALL) -e '.[bench]'
 	touch $@ .venv/run.ready
+
+.venv/lowest.ready: pyproject.toml constraints-lowest.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/lowest
+	.venv/lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-lowest.txt -e '.[test]'
+	touch $@
 
 # Snakemake has an environment of its own, as its users have it.
 .venv/snakemake.ready: pyproject.toml workflows/constraints.txt | .venv/bin/python

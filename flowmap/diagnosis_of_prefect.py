@@ -42,7 +42,7 @@ _SET_URL: Final = f"prefect config set PREFECT_API_URL={_DEFAULT_URL}"
 _START: Final = f"In a terminal of its own: prefect server start; and here: {_SET_URL}"
 _REFUSED: Final = (401, 403)  # HTTP's statuses for those who do not say who they are
 _WHY: Final = {
-    "fastapi": ", since with 0.151 and later the server of Prefect 3.8 does not start",
+    "fastapi": ", since the server of Prefect 3.8 does not start with the newest",
 }
 """What a version that does not fit costs, where it is known."""
 

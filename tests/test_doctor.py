@@ -180,7 +180,7 @@ class TestWhole:
     def test_failing_check(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A check that fails is a finding, and the others are made all the same."""
         monkeypatch.setattr(diagnosis_of_folders, "reserve_range", fail(RuntimeError("ouch")))
-        monkeypatch.setattr(platform, "python_version", fail(ValueError("no")))
+        monkeypatch.setattr(importlib.metadata, "metadata", fail(ValueError("no")))
         found = examined(tmp_path)
         assert tuple(found) == ALWAYS
         assert found["reservation"].found == "RuntimeError: ouch."
