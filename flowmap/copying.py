@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from flowmap.casting import converted
+from flowmap.casting import check_cast, store
 from flowmap.errors import (
     FlowmapError,
     ForeignFileError,
@@ -61,13 +61,15 @@ def copy(
         source: The path of a file, or paths in the order of their rows: indices along the slow
             axis of the target. Relative to `FLOWMAP_ROOT`, beyond which none may lead, or else
             to the working directory. Rows beyond those of the target are left out.
-        casting: Which casts to the target's dtype are allowed, as in `numpy.can_cast`.
+        casting: Which casts to the target's dtype are allowed, as in `numpy.can_cast`. A value
+            that a cast would change is refused: only floats may be rounded. "unsafe" allows any
+            change.
 
     Raises:
         InvalidArgumentError: There are fewer rows than the target has; or rows of another
-            shape; a number would wrap or overflow, or a text be cut, unless `casting` is
-            "unsafe"; a file is no `.npy` file, holds Python objects, is cut short, lies
-            beyond `FLOWMAP_ROOT`, or is a target that is not done.
+            shape; the target's dtype cannot hold a value; a file is no `.npy` file, holds
+            Python objects, is cut short, lies beyond `FLOWMAP_ROOT`, or is a target that is
+            not done.
         WrongTypeError: `source` holds something else than paths; or the values cannot be cast
             so.
         StorageError: A file is not there, cannot be read, or was changed meanwhile.
@@ -84,9 +86,9 @@ def copy(
         begin, end = max(first, block.start), min(stop, block.stop)
         if begin < end:
             values = file.read(axis, begin - first, end - first)
-            values = converted(values, out.dtype, casting, str(file.path), sized=True)
+            check_cast(values, out.dtype, casting, str(file.path), sized=True)
             part = rows[begin - block.start : end - block.start]
-            np.copyto(part, np.moveaxis(values, axis, 0) if out.ndim else values, "unsafe")
+            store(part, np.moveaxis(values, axis, 0) if out.ndim else values)
         first = stop
         if first >= block.stop:
             return

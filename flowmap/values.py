@@ -247,6 +247,8 @@ def _rounded(given: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise OverflowError("it is too large")
     if given != 0 and result == 0:
         raise OverflowError("it is too small, and would be 0")
+    if isinstance(given, int | np.integer) and int(result) != given:
+        raise OverflowError(f"it would be rounded, to {int(result)}")
     return result
 
 
