@@ -155,6 +155,16 @@ class Plan:
         start = self._starts[run] + (index - self._firsts[run]) * rows
         return start, start + rows
 
+    def holding(self, first: int, last: int) -> range:
+        """Return the indices of the segments that have rows from `first` on, before `last`."""
+        if first >= last:
+            return range(0)
+        return range(self._holding(first), self._holding(last - 1) + 1)
+
+    def _holding(self, row: int) -> int:
+        run = bisect_right(self._starts, row) - 1
+        return self._firsts[run] + (row - self._starts[run]) // self.runs[run][1]
+
     def shares_pages(self, row_bytes: int, page: int, offset: int = 0) -> bool:
         """Return whether two segments have bytes of one page.
 

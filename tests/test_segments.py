@@ -200,6 +200,18 @@ class TestPlan:
         with pytest.raises(InvalidArgumentError, match="No segments"):
             Plan(runs)
 
+    @given(
+        lengths=st.lists(st.integers(1, 3), min_size=1, max_size=30),
+        first=st.integers(0, 90),
+        length=st.integers(0, 90),
+    )
+    def test_holding(self, lengths: list[int], first: int, length: int) -> None:
+        """The segments of some rows are those that have one of them."""
+        plan = plan_segments(sum(lengths), 8, lengths)
+        last = min(first + length, plan.rows)
+        wanted = [i for i, (a, b) in enumerate(plan.bounds()) if max(a, first) < min(b, last)]
+        assert list(plan.holding(first, last)) == wanted
+
     @pytest.mark.parametrize("index", [-1, 2, 100])
     def test_bounds_of_no_segment(self, index: int) -> None:
         """There are no bounds of a segment that is not there."""
