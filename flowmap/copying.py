@@ -55,7 +55,8 @@ def copy(
     """Fill with the rows of one `.npy` file, or of several, one after the other.
 
     Each file is opened when rows of it are wanted, and no more of it is read than they are;
-    it may have the other memory order. Nothing is unpickled. Files must not change meanwhile.
+    it may have the other memory order. Nothing is unpickled. Files must not change during a
+    run: one that was replaced is refused.
 
     Args:
         out: Shape (rows, ...), of any dtype.
@@ -70,8 +71,8 @@ def copy(
     Raises:
         InvalidArgumentError: There are fewer rows than the target has; or rows of another
             shape; the target's dtype cannot hold a value; a file is no `.npy` file, holds
-            Python objects, is cut short, lies beyond `FLOWMAP_ROOT`, or is a target that is
-            not done.
+            Python objects, is cut short, lies beyond `FLOWMAP_ROOT`, or is a target whose rows
+            are not done.
         WrongTypeError: `source` holds something else than paths; or the values cannot be cast
             so.
         StorageError: A file is not there, cannot be read, or was changed meanwhile.
