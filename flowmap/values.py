@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -235,9 +236,13 @@ def _floating(value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _parsed(text: str, kind: Callable[[str], Any]) -> Any:
+    if re.fullmatch(r"\s*[+-]?\d+\s*", text):  # a whole number is never rounded
+        return int(text)
     number = kind(text)
     if np.isinf(number) and "inf" not in text.lower():
         raise OverflowError("it is too large")
+    if number == 0 and re.match(r"[^e]*[1-9]", text.lower()):
+        raise OverflowError("it is too small, and would be 0")
     return number
 
 

@@ -44,6 +44,8 @@ LOST: list[tuple[Any, Any]] = [
     (np.array(["2020-01-01T10:00"], "M8[s]"), "M8[D]"),
     (np.array(["2020-02-03"], "M8[D]"), "M8[M]"),
     (np.array([10**10], "m8[D]"), "m8[ns]"),
+    (np.array([1], "m8[D]"), "m8[as]"),
+    (np.array(["2020"], "M8[Y]"), "M8[as]"),
     (np.array([1500], "m8[ms]"), "m8[s]"),
     (np.array([-(2**63)]), "m8[s]"),
     (np.array([2**63], "u8"), "m8[s]"),
@@ -95,7 +97,7 @@ class TestLost:
         with pytest.raises(InvalidArgumentError, match=r"cannot hold|cannot be cast") as caught:
             check_cast(given, wanted, "same_kind", "here", sized=True)
         assert "unsafe" not in str(caught.value)
-        if values.dtype != "S1":  # which NumPy itself refuses
+        if values.dtype != "S1" and not dtype.endswith("[as]"):  # which NumPy itself refuses
             check_cast(given, wanted, "unsafe", "here", sized=True)
 
     @pytest.mark.parametrize("how", ["plain", "a nested record"])
