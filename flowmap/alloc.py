@@ -10,7 +10,6 @@ import stat
 import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +18,6 @@ from flowmap._version import __version__
 from flowmap.arguments import check_one_of, flag, seconds, whole
 from flowmap.errors import (
     DamagedJobError,
-    FlowmapError,
     ForeignFileError,
     InvalidArgumentError,
     LockTimeoutError,
@@ -36,10 +34,15 @@ from flowmap.job import DURABILITIES, Durability, Job
 from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type, this_user
 from flowmap.npy import Layout, header_digest
-from flowmap.publication import check_folder, make_folder, publish, remove_stale
-from flowmap.root import rooted
+from flowmap.publication import (
+    argument_naming,
+    check_folder,
+    make_folder,
+    publish,
+    remove_stale,
+)
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import Sidecar, absolute, not_regular, output_path
+from flowmap.sidecar import Sidecar, not_regular, output_path
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.wording import either, option, setting
@@ -47,6 +50,7 @@ from flowmap.work import Work, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import DTypeLike
 
@@ -85,16 +89,17 @@ def allocate(
         shape: Elements along each axis; () for a 0-d array.
         dtype: Of one element: any but object.
         fortran_order: Whether the last axis is the slow one, whose indices are the rows.
-        segments: How many; or the rows of each, in order; or None, chosen from the size
-            alone. Rounded to pages for None, and for a count that leaves at least 100
-            alignment units in a segment.
+        segments: How many; or the rows of each, in order; or None, chosen from the size,
+            in multiples of `block_rows` if it is given. Rounded to pages for None, and for a
+            count that leaves at least 100 alignment units in a segment.
         block_rows: Rows that a filler computes at once; None for about a mebibyte. Give a
             few, or one, where a row takes seconds or more.
         exist: "resume" attaches to the same job and refuses anything else at the path,
             "error" refuses whatever is there, "overwrite" replaces it, "renew" attaches to
             the same job and replaces any other job, but nothing else. Whoever attaches
             gets the job as it was first allocated: its reservation, alignment and
-            checkpoints stay, whatever `reserve`, `align` and `checkpoint_seconds` say now.
+            checkpoints stay, whatever `reserve`, `align` and `checkpoint_seconds` say now, and
+            so do segments and blocks where `segments` and `block_rows` are None.
         reserve: Whether to reserve the space now, so that a full disk shows here. False
             leaves a sparse file, whose filling may run out of space.
         align: Bytes that segment boundaries are rounded to: a power of two, at least 64.
@@ -141,9 +146,9 @@ def allocate_or_attach(
 ) -> tuple[Target, bool]:
     """Do what `allocate` does, given all of its options; return also whether it is new."""
     check_not_importing("runs allocate()")
-    layout = Layout.of(shape, dtype, asked.pop("fortran_order"))
-    wanted = _Wanted.of(output_path(path), layout, **asked)
-    check_folder(wanted.path)
+    place, layout = output_path(path), Layout.of(shape, dtype, asked.pop("fortran_order"))
+    check_folder(place)
+    wanted = _Wanted.of(place, layout, **asked)
     for _ in range(1, _TRIES):
         with contextlib.suppress(NotFoundError):
             return _allocated(wanted)
@@ -206,7 +211,8 @@ class _Wanted:
     path: Path
     layout: Layout
     plan: Plan
-    block_rows: int
+    planned: bool  # by `segments`, and not chosen here
+    block_rows: int | None
     exist: Exist
     reserve: bool
     align: int
@@ -231,14 +237,17 @@ class _Wanted:
             raise InvalidArgumentError(
                 f"{option('arguments')} are given but no filler; they pin it only with one."
             )
-        plan = plan_segments(layout.rows, layout.row_bytes, asked["segments"], align)
-        longest = max((rows for _, rows in plan.runs), default=1)
+        rows, segments, block_rows = layout.rows, asked["segments"], asked["block_rows"]
+        apart = file_system_type(path.parent) in NETWORK_FILE_SYSTEMS
         work = None if asked["filler"] is None else Work.of(asked["filler"], asked["arguments"])
         return cls(
             path=path,
             layout=layout,
-            plan=plan,
-            block_rows=plan_blocks(layout.row_bytes, longest, asked["block_rows"], align),
+            plan=plan_segments(
+                rows, layout.row_bytes, segments, align, block_rows, apart=apart
+            ),
+            planned=segments is not None,
+            block_rows=block_rows,
             exist=asked["exist"],
             reserve=reserve,
             align=align,
@@ -247,8 +256,12 @@ class _Wanted:
                 option("checkpoint_seconds"), asked["checkpoint_seconds"]
             ),
             work=None if work is None else work.describe(),
-            reads=None if work is None else _naming(path, work.arguments),
+            reads=None if work is None else argument_naming(path, work.arguments),
         )
+
+    def blocks_in(self, plan: Plan) -> int:
+        """Return the rows of a block in segments of a plan."""
+        return plan_blocks(self.layout.row_bytes, plan.longest, self.block_rows, self.align)
 
     def attach(self) -> Target | None:
         """Return the job that exists, None if one must be made, or refuse what is there."""
@@ -285,15 +298,17 @@ class _Wanted:
         return target
 
     def _compare(self, job: Job) -> None:
-        """Refuse a job that is not the one wanted."""
+        """Refuse a job that is not the one wanted; what was left to a default may differ."""
         pairs = {
             "shape": (job.layout.shape, self.layout.shape),
             "dtype": (job.layout.dtype, self.layout.dtype),
             "fortran_order": (job.layout.fortran_order, self.layout.fortran_order),
-            "segments": (job.plan, self.plan),
-            "block_rows": (job.block_rows, self.block_rows),
             "durability": (job.durability, self.durability),
         }
+        if self.planned:
+            pairs["segments"] = job.plan, self.plan
+        if self.block_rows is not None:
+            pairs["block_rows"] = job.block_rows, self.blocks_in(job.plan)
         for name, (there, wanted) in pairs.items():
             if there != wanted:
                 words = either(name, name.replace("_", " "))
@@ -329,29 +344,6 @@ class _Wanted:
         )
 
 
-def _naming(path: Path, arguments: Mapping[str, Any]) -> str | None:
-    """Return which of the arguments, or which within a list of one, names a file, if any."""
-    left: list[tuple[str, Any]] = [(repr(name), value) for name, value in arguments.items()]
-    while left:
-        name, value = left.pop()
-        if isinstance(value, list | tuple):
-            left += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
-        elif isinstance(value, dict):
-            left += [(f"{name}[{key!r}]", each) for key, each in value.items()]
-        elif isinstance(value, str | os.PathLike) and _names(value, path):
-            return name
-    return None
-
-
-def _names(value: str | os.PathLike[str], path: Path) -> bool:
-    """Say whether a text, which may be no path, leads to a file, through links or not."""
-    try:
-        named = rooted(value)
-        return path in (absolute(named), Path(os.path.realpath(named)))
-    except (FlowmapError, OSError, ValueError):
-        return False
-
-
 def _make(wanted: _Wanted) -> Job:
     header = wanted.layout.header()
     job = Job(
@@ -359,7 +351,7 @@ def _make(wanted: _Wanted) -> Job:
         id=secrets.token_hex(16),
         layout=wanted.layout,
         plan=wanted.plan,
-        block_rows=wanted.block_rows,
+        block_rows=wanted.blocks_in(wanted.plan),
         data_offset=len(header),
         header=header_digest(header),
         durability=wanted.durability,

@@ -260,7 +260,8 @@ def constant(out: NDArray[Any], block: Block, *, value: object = 0) -> None:
 def arange(out: NDArray[Any], block: Block, *, start: float | str = 0, step: float = 1) -> None:
     """Fill each row with start + step * its number, as `numpy.arange` counts.
 
-    Exactly for whole numbers and times, in double precision for floats.
+    Exactly for whole numbers and times, in double precision for floats. Floats are rounded to
+    the dtype; whole numbers are not.
 
     Args:
         out: Shape (rows, ...), of numbers, times or bool, or of records of such.
@@ -305,7 +306,7 @@ def linspace(
     """
     values = interval(start, stop, num, block, endpoint=flag("endpoint", endpoint))
     for leaf in number_leaves(by_rows(out, block), "biufc", "linspace"):
-        put(leaf, fitted(values, leaf.dtype, "linspace"))
+        put(leaf, fitted(values, leaf.dtype, "linspace", max(abs(start), abs(stop))))
 
 
 @filler

@@ -9,11 +9,13 @@ import re
 import secrets
 import stat
 import time
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from flowmap import storage
 from flowmap.documents import publish_json, staged_json
 from flowmap.errors import (
+    FlowmapError,
     ForeignFileError,
     NotFoundError,
     StorageError,
@@ -23,13 +25,13 @@ from flowmap.errors import (
 from flowmap.kernel import mark_job, reserve
 from flowmap.ledger import create_ledger
 from flowmap.machine import user_name
-from flowmap.sidecar import FORMAT, Sidecar, why_not_writable
+from flowmap.root import rooted
+from flowmap.sidecar import FORMAT, Sidecar, absolute, why_not_writable
 from flowmap.storage import PAGE, created, link, rename, sync_folder, unlink, write_all
 from flowmap.wording import setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from flowmap.job import Job
 
@@ -63,6 +65,29 @@ def check_folder(path: Path) -> None:
         raise StorageError(
             errno.ENOTDIR, "the parent of the target is not a folder", str(path.parent)
         )
+
+
+def argument_naming(path: Path, arguments: Mapping[str, Any]) -> str | None:
+    """Return which of the arguments, or which within a list of one, names a file, if any."""
+    left: list[tuple[str, Any]] = [(repr(name), value) for name, value in arguments.items()]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, list | tuple):
+            left += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        elif isinstance(value, dict):
+            left += [(f"{name}[{key!r}]", each) for key, each in value.items()]
+        elif isinstance(value, str | os.PathLike) and _names(value, path):
+            return name
+    return None
+
+
+def _names(value: str | os.PathLike[str], path: Path) -> bool:
+    """Say whether a text, which may be no path, leads to a file, through links or not."""
+    try:
+        named = rooted(value)
+        return path in (absolute(named), Path(os.path.realpath(named)))
+    except (FlowmapError, OSError, ValueError):
+        return False
 
 
 def make_folder(folder: Path) -> None:

@@ -135,6 +135,11 @@ class Plan:
         """How many rows all segments have together."""
         return self._starts[-1]
 
+    @property
+    def longest(self) -> int:
+        """How many rows the longest segment has; 1 where there is none."""
+        return max((rows for _, rows in self.runs), default=1)
+
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of each segment in order."""
         start = 0
@@ -155,6 +160,16 @@ class Plan:
         rows = self.runs[run][1]
         start = self._starts[run] + (index - self._firsts[run]) * rows
         return start, start + rows
+
+    def holding(self, first: int, last: int) -> range:
+        """Return the indices of the segments that have rows from `first` on, before `last`."""
+        if first >= last:
+            return range(0)
+        return range(self._holding(first), self._holding(last - 1) + 1)
+
+    def _holding(self, row: int) -> int:
+        run = bisect_right(self._starts, row) - 1
+        return self._firsts[run] + (row - self._starts[run]) // self.runs[run][1]
 
     def shares_pages(self, row_bytes: int, page: int, offset: int = 0) -> bool:
         """Return whether two segments have bytes of one page.
@@ -210,7 +225,13 @@ class Plan:
 
 
 def plan_segments(
-    rows: int, row_bytes: int, segments: int | Sequence[int] | None = None, align: int = 4096
+    rows: int,
+    row_bytes: int,
+    segments: int | Sequence[int] | None = None,
+    align: int = 4096,
+    block_rows: int | None = None,
+    *,
+    apart: bool = False,
 ) -> Plan:
     """Cut `rows` rows into segments that tile them exactly, in order.
 
@@ -222,14 +243,24 @@ def plan_segments(
         align: Bytes that boundaries are rounded to, for None and for a count where a
             segment holds at least 100 alignment units. The unit is the fewest rows that
             are a multiple of `align` bytes.
+        block_rows: Rows that a filler computes at once, where the user says so. For None
+            segments are then multiples of it, so that no block is cut short. Their boundaries
+            are on pages as well where that leaves as many segments.
+        apart: Whether no two segments may share a page, even if few segments are left.
 
     Raises:
-        WrongTypeError: `segments` is none of these.
-        InvalidArgumentError: More segments than rows, or rows that do not add up.
+        WrongTypeError: `segments` is none of these, or `block_rows` no whole number.
+        InvalidArgumentError: More segments than rows, rows that do not add up, or blocks of
+            no rows.
     """
     unit = align // math.gcd(align, row_bytes) if row_bytes else 1
+    block = min(_checked_block_rows(block_rows) or 1, max(rows, 1))
     if segments is None:
-        return _equal(rows, unit, _choose_count(rows, row_bytes, unit)) if rows else Plan(())
+        if not rows:
+            return Plan(())
+        most, both = _choose_count(rows, row_bytes, unit), math.lcm(unit, block)
+        unit = both if apart or _choose_count(rows, row_bytes, both) >= most else block
+        return _equal(rows, unit, _choose_count(rows, row_bytes, unit))
     asked = wholes(option("segments"), segments)
     if not rows:
         return Plan(())
@@ -242,6 +273,17 @@ def plan_segments(
         )
     aligned = rows >= asked * unit * _UNITS_TO_ALIGN
     return _equal(rows, unit if aligned else 1, asked)
+
+
+def _checked_block_rows(asked: int | None) -> int | None:
+    if asked is None:
+        return None
+    rows = whole(option("block_rows"), asked)
+    if rows < 1:
+        raise InvalidArgumentError(
+            f"{option('block_rows')} is {short(rows)}; a block has at least one row."
+        )
+    return rows
 
 
 def _choose_count(rows: int, row_bytes: int, unit: int) -> int:
@@ -290,12 +332,8 @@ def plan_blocks(row_bytes: int, longest: int, block_rows: int | None, align: int
     Raises:
         WrongTypeError, InvalidArgumentError: `block_rows` is no positive whole number.
     """
-    if block_rows is not None:
-        asked = whole(option("block_rows"), block_rows)
-        if asked < 1:
-            raise InvalidArgumentError(
-                f"{option('block_rows')} is {short(asked)}; a block has at least one row."
-            )
+    asked = _checked_block_rows(block_rows)
+    if asked is not None:
         return max(1, min(asked, longest))
     rows = max(1, CHUNK // row_bytes if row_bytes else longest)
     return max(1, min(whole_pages(rows, row_bytes, align), longest))

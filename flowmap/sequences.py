@@ -36,11 +36,14 @@ def progression(
         return _whole_progression(dtype, start, step, block)
     first, by = _number("start", start, dtype), _number("step", step, dtype)
     numbers: NDArray[Any] = np.arange(block.start, block.stop)
-    reach = sum(abs(v) for v in (first, by * block.stop) if isinstance(v, int))
+    whole = isinstance(first, int) and isinstance(by, int)
     with _overflow_told("arange"):
-        if reach >= 2**63:  # more than an int64 holds
-            numbers, first = numbers.astype("f8"), first * 1.0
-        return fitted(first + by * numbers, dtype, "arange")
+        scale = float(abs(first) + abs(by) * block.stop)
+        if whole and scale >= 2.0**62:  # nearly more than an int64 holds
+            numbers = numbers.astype(object)
+        elif not whole:
+            _check_exact("arange", first, by)
+        return fitted(first + by * numbers, dtype, "arange", scale)
 
 
 def interval(
@@ -67,6 +70,7 @@ def interval(
     with _overflow_told("linspace"):
         ends = [_number(*pair, np.dtype("f8")) for pair in (("start", start), ("stop", stop))]
         first, last = map(np.float64, ends)
+        _check_exact("linspace", *ends)
         if not np.isfinite([first, last]).all():
             raise InvalidArgumentError(
                 f"start is {start!r} and stop {stop!r}; linspace takes finite numbers."
@@ -98,6 +102,16 @@ def _overflow_told(filler: str) -> Iterator[None]:
         ) from error
 
 
+def _check_exact(filler: str, *numbers: Any) -> None:
+    """Refuse whole numbers that computing with floats would round."""
+    for number in numbers:
+        if isinstance(number, int) and int(float(number)) != number:
+            raise InvalidArgumentError(
+                f"{filler} computes with floats, which would round {short(number)}. Pass a "
+                f"float, such as {float(number)!r}."
+            )
+
+
 def _number(name: str, value: Any, dtype: np.dtype[Any]) -> Any:
     """Return an argument that must be a number, complex only where the dtype is."""
     kinds: tuple[type, ...] = (int, float, np.integer, np.floating)
@@ -105,7 +119,7 @@ def _number(name: str, value: Any, dtype: np.dtype[Any]) -> Any:
         kinds += (complex, np.complexfloating)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise WrongTypeError(f"{name} is {short(value)}; for {dtype} it takes a number.")
-    return value
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _whole_progression(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -235,9 +236,13 @@ def _floating(value: object, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _parsed(text: str, kind: Callable[[str], Any]) -> Any:
+    if re.fullmatch(r"\s*[+-]?\d+\s*", text):  # a whole number is never rounded
+        return int(text)
     number = kind(text)
     if np.isinf(number) and "inf" not in text.lower():
         raise OverflowError("it is too large")
+    if number == 0 and re.match(r"[^e]*[1-9]", text.lower()):
+        raise OverflowError("it is too small, and would be 0")
     return number
 
 
@@ -247,6 +252,8 @@ def _rounded(given: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise OverflowError("it is too large")
     if given != 0 and result == 0:
         raise OverflowError("it is too small, and would be 0")
+    if isinstance(given, int | np.integer) and int(result) != given:
+        raise OverflowError(f"it would be rounded, to {int(result)}")
     return result
 
 

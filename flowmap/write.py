@@ -9,23 +9,21 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from typing import cast as cast_type
 
-import numpy as np
 import xxhash
 
 from flowmap.admission import attempting
 from flowmap.arguments import flag
 from flowmap.attempt import Attempt
 from flowmap.blocks import blocks_of
-from flowmap.casting import converted
+from flowmap.casting import store
 from flowmap.errors import (
     FillerError,
-    InvalidArgumentError,
     OtherWorkError,
     SegmentDoneError,
-    WrongTypeError,
     said,
 )
 from flowmap.mapped import MappedAttempt
+from flowmap.nested import checked_array
 from flowmap.records import FINISHED
 from flowmap.root import LIMITS
 from flowmap.sources import warn_if_older
@@ -36,11 +34,11 @@ from flowmap.work import Work, describe
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from flowmap.casting import Casting
     from flowmap.fillers import Filler
-    from flowmap.npy import Layout
     from flowmap.records import SegmentRecord
     from flowmap.segments import Block, Segment
 
@@ -226,16 +224,17 @@ def write_segment(
         segment: From `target.segments` or `target.pending()`.
         values: As many rows as the segment has: shape (rows, ...) in C order, (..., rows) in
             Fortran order, () for a 0-d target. No broadcasting.
-        casting: Which casts to the target's dtype are allowed, as in `numpy.can_cast`.
+        casting: Which casts to the target's dtype are allowed, as in `numpy.can_cast`. A value
+            that a cast would change is refused: only floats may be rounded. "unsafe" allows any
+            change.
         replace: Whether a segment that is done with other bytes may be written again.
 
     Returns:
         What the ledger says of the segment now.
 
     Raises:
-        WrongTypeError: The values cannot be cast so.
-        InvalidArgumentError: Their shape does not fit, or, unless `casting` is "unsafe", a
-            text is cut, a number overflows or a whole number does not fit.
+        WrongTypeError: The values cannot be cast so, or are masked.
+        InvalidArgumentError: Their shape does not fit; or the dtype cannot hold a value.
         SegmentDoneError: The segment is done, with other bytes.
         OtherJobError, OtherWorkError, ClaimLostError, DamagedJobError, StorageError: As in
             `fill_segment`.
@@ -243,13 +242,14 @@ def write_segment(
     replace = flag("replace", replace)
     with attempting(segment, _written(), Attempt) as attempt:
         layout = attempt.job.layout
-        array = _check_values(values, layout, segment, casting)
+        wanted = layout.block_shape(segment.rows)
+        array = checked_array(values, layout.dtype, wanted, casting, segment.name)
 
         def blocks() -> Iterator[tuple[Block, NDArray[np.uint8]]]:
             for block, out, data in blocks_of(attempt.job, segment, segment.start):
                 rows = slice(block.start - segment.start, block.stop - segment.start)
                 taken = (..., rows) if layout.fortran_order else (rows, ...)
-                np.copyto(out, array[taken] if layout.shape else array, casting="unsafe")
+                store(out, array[taken] if layout.shape else array)
                 yield block, data
 
         if attempt.before.state in FINISHED and not replace:
@@ -269,31 +269,6 @@ def write_segment(
         for block, data in blocks():
             attempt.append(data, len(block))
         return attempt.commit()
-
-
-def _check_values(
-    values: ArrayLike, layout: Layout, segment: Segment, casting: Casting
-) -> NDArray[Any]:
-    if isinstance(values, np.ma.MaskedArray):
-        raise WrongTypeError(
-            f"{segment.name}: values are masked, and a .npy file has no mask. Pass "
-            "values.filled(...)."
-        )
-    try:
-        # Lists of tuples are rows of a structured dtype only when told so.
-        structured = layout.dtype if layout.dtype.names is not None else None
-        array = np.asarray(values, structured if not hasattr(values, "dtype") else None)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidArgumentError(
-            f"{segment.name}: values do not make an array: {error}"
-        ) from error
-    wanted = layout.block_shape(segment.rows)
-    if array.shape != wanted:
-        raise InvalidArgumentError(
-            f"{segment.name}: values have shape {array.shape}; the segment takes {wanted}."
-        )
-    sized = hasattr(values, "dtype")
-    return converted(array, layout.dtype, casting, segment.name, sized=sized)
 
 
 @contextlib.contextmanager

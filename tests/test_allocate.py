@@ -381,6 +381,32 @@ class TestBadArguments:
         padded = np.dtype({"names": ["a"], "formats": ["<f8"], "itemsize": 4096})
         allocate(tmp_path / "padded.npy", shape=10, dtype=padded, segments=7)
 
+    def test_blocks_are_whole_in_segments_that_are_chosen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also on NFS, where segments share no page as well; both hosts attach to either."""
+        asked: dict[str, Any] = {"shape": 10**5, "segments": None, "block_rows": 1000}
+        here = allocate(tmp_path / "here.npy", **asked)
+        assert len(here.segments) == 64
+        assert {s.rows % 1000 for s in here.segments} == {0}
+        monkeypatch.setattr(flowmap.alloc, "file_system_type", lambda _: "nfs4")
+        there = allocate(tmp_path / "there.npy", **asked)
+        assert [s.start for s in there.segments] == [0, 64_000]
+        assert allocate(here.path, **asked).id == here.id
+        monkeypatch.undo()
+        assert allocate(there.path, **asked).id == there.id
+        refused(
+            OtherJobError, "block_rows", there.path, tmp_path,
+            shape=10**5, segments=None, block_rows=1001,
+        )  # fmt: skip
+
+    def test_a_job_of_other_defaults(self, tmp_path: Path) -> None:
+        """A job that a version with other defaults allocated is attached to."""
+        asked: dict[str, Any] = {"shape": (10**5,), "dtype": "<f8", "block_rows": 1000}
+        before = flowmap.allocate(tmp_path / "a.npy", segments=[60_000, 40_000], **asked)
+        assert flowmap.allocate(tmp_path / "a.npy", **asked).id == before.id
+        assert flowmap.allocate(tmp_path / "a.npy", (10**5,), "<f8").id == before.id
+
     def test_network_file_system_and_small_align(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -537,6 +563,8 @@ class TestJobThere:
             {"dtype": np.float64, "shape": [100, 3]},
             {"block_rows": 25},
             {"block_rows": 10**6},
+            {"segments": None},
+            {"segments": None, "block_rows": 10**6},
         ],
         ids=named,
     )
@@ -555,7 +583,6 @@ class TestJobThere:
             ({"dtype": [("a", "<f8")]}, "dtype"),
             ({"fortran_order": True, "segments": 3}, "fortran_order"),
             ({"segments": 5}, "segments"),
-            ({"segments": None}, "segments"),
             ({"segments": [26, 24, 25, 25]}, "segments"),
             ({"block_rows": 3}, "block_rows"),
             ({"durability": "end"}, "durability"),

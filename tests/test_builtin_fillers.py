@@ -93,6 +93,9 @@ class TestConstant:
             ("<f4", 1e-60, "would be 0"),
             ("<f8", "1e400", "too large"),
             ("<f8", 10**400, "too large"),
+            ("<f8", "-1e-400", "would be 0"),
+            ("<c16", "1e-400j", "would be 0"),
+            ("<f8", "9007199254740993", "would be rounded"),
             ("<f8", "one", "one"),
             ("<c8", 1e300, "too large"),
             ("<c16", "1e400j", "too large"),
@@ -329,11 +332,44 @@ class TestArange:
         block_rows=st.integers(1, 5),
     )
     def test_large_in_floats(self, start: int, step: int, block_rows: int) -> None:
-        """Floats get whole numbers beyond any whole dtype to their precision."""
-        found = in_blocks(arange, (5,), "f8", block_rows=block_rows, start=start, step=step)
-        exact = [float(start + step * row) for row in range(5)]
-        scale = abs(start) + 4 * abs(step)
-        np.testing.assert_allclose(found, exact, rtol=0, atol=scale * 2**-50)
+        """Whole numbers beyond any whole dtype are exact in floats, or refused."""
+        exact = [start + step * row for row in range(5)]
+        if [int(float(number)) for number in exact] == exact:
+            found = in_blocks(arange, (5,), "f8", block_rows=block_rows, start=start, step=step)
+            assert found.tolist() == exact
+        else:
+            with pytest.raises(InvalidArgumentError, match="float64 cannot hold"):
+                in_blocks(arange, (5,), "f8", block_rows=block_rows, start=start, step=step)
+
+    @pytest.mark.parametrize(
+        ("filler", "dtype", "arguments"),
+        [
+            (arange, "<f4", {"start": 2**24}),
+            (arange, "<f2", {"step": 2047}),
+            (arange, "<c8", {"start": 2**24}),
+            (arange, "<f8", {"start": 2**53 + 1, "step": 0.5}),
+            (arange, "<f8", {"start": np.int64(2**63 - 1)}),
+            (arange, "<f4", {"step": 1e-60}),
+            (linspace, "<f4", {"num": 4, "stop": 1e-60}),
+            (linspace, "<c8", {"num": 4, "stop": 1e-60}),
+            (linspace, "<f8", {"num": 4, "stop": 2**53 + 1}),
+            (constant, "<f8", {"value": 2**53 + 1}),
+            (constant, "<f4", {"value": 2**24 + 1}),
+            (constant, "<c16", {"value": 2**53 + 1}),
+        ],
+        ids=str,
+    )
+    def test_the_rules_are_those_of_casts(
+        self, filler: Any, dtype: str, arguments: dict[str, Any]
+    ) -> None:
+        """A whole number is never rounded, and no float becomes zero."""
+        with pytest.raises(InvalidArgumentError, match=r"cannot hold|would round"):
+            in_blocks(filler, (4,), dtype, **arguments)
+
+    def test_rounding_errors_may_become_zero(self) -> None:
+        """What a float's precision leaves of a zero does not count as a number."""
+        found = in_blocks(linspace, (7,), "<f2", start=-0.9, stop=0.9, num=7)
+        assert found[3] == 0 != np.linspace(-0.9, 0.9, 7)[3]
 
     def test_records(self) -> None:
         """Each field of a record counts alike, through padding and inner axes."""

@@ -53,6 +53,25 @@ class TestPlan:
         units = -(-rows // _unit(row_bytes, align))
         assert len(plan) >= min(64, units)
 
+    @given(
+        rows=st.integers(1, 10**9),
+        row_bytes=ROW_BYTES,
+        block_rows=st.integers(1, 10**5),
+        apart=st.booleans(),
+    )
+    def test_chosen_for_blocks(
+        self, rows: int, row_bytes: int, block_rows: int, apart: bool
+    ) -> None:
+        """No block but the last is cut short, and no parallel work is lost for whole pages."""
+        plan = plan_segments(rows, row_bytes, None, 4096, block_rows, apart=apart)
+        bounds = _check_tiles(plan, rows)
+        assert all(start % min(block_rows, rows) == 0 for start, _ in bounds)
+        if apart:
+            assert all(start * row_bytes % 4096 == 0 for start, _ in bounds)
+        else:
+            blocks = -(-rows // block_rows)
+            assert len(plan) >= min(blocks, len(plan_segments(rows, row_bytes, None)))
+
     @given(rows=st.integers(1, 200_000), row_bytes=ROW_BYTES, align=ALIGNS, data=st.data())
     def test_count(self, rows: int, row_bytes: int, align: int, data: st.DataObject) -> None:
         """A count is exact; segments differ by one unit at most, except for the last."""
@@ -199,6 +218,18 @@ class TestPlan:
         """A plan with empty segments does not exist."""
         with pytest.raises(InvalidArgumentError, match="No segments"):
             Plan(runs)
+
+    @given(
+        lengths=st.lists(st.integers(1, 3), min_size=1, max_size=30),
+        first=st.integers(0, 90),
+        length=st.integers(0, 90),
+    )
+    def test_holding(self, lengths: list[int], first: int, length: int) -> None:
+        """The segments of some rows are those that have one of them."""
+        plan = plan_segments(sum(lengths), 8, lengths)
+        last = min(first + length, plan.rows)
+        wanted = [i for i, (a, b) in enumerate(plan.bounds()) if max(a, first) < min(b, last)]
+        assert list(plan.holding(first, last)) == wanted
 
     @pytest.mark.parametrize("index", [-1, 2, 100])
     def test_bounds_of_no_segment(self, index: int) -> None:
