@@ -174,7 +174,9 @@ def test_what_kills_its_worker_fails_alone(
     target = make(tmp_path, segments=12)
     arguments = {"deaths": [8, 12, 40], "mark": str(tmp_path / "mended")}
     pool = request.getfixturevalue(whose)
-    with pytest.raises(SegmentsFailedError, match=r"3 segments \(2-3, 10\): the worker") as caught:
+    with pytest.raises(
+        SegmentsFailedError, match=r"3 segments \(2-3, 10\): the worker"
+    ) as caught:
         flowmap.fill(target, deadly, arguments, executor=pool)
     assert list(caught.value.failures) == [2, 3, 10]
     assert {type(error) for error in caught.value.failures.values()} == {WorkerDiedError}

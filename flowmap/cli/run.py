@@ -1,5 +1,6 @@
 """`flowmap run`."""
 
+import contextlib
 import copy
 import logging
 from typing import Literal
@@ -78,7 +79,8 @@ def run(
             finite=finite,
         )
     except SegmentsFailedError as error:
-        note_traceback(error, path, open_target(place(path)), None)
+        with contextlib.suppress(FlowmapError):
+            note_traceback(error, path, open_target(place(path)), None)
         raise
     except ParameterTypeError as error:
         raise InvalidArgumentError(str(error)) from error
