@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _SHOWN: Final = 10
 """Causes that a message names."""
 
-_PLACE: Final = re.compile(r"segment \d+ \[\d+:\d+\](, rows \d+ to \d+)?: ")
+_PLACE: Final = re.compile(
+    r"segment \d+ \[\d+:\d+\](, rows \d+ to \d+)?(: | (?=was (cancelled|stopped)))"
+)
 """What tells the messages of two segments apart that failed for the same cause."""
 
 

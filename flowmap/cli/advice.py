@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from flowmap.cli.output import quoted
-from flowmap.errors import FlowmapError, SegmentsFailedError, printable
+from flowmap.errors import FillerError, FlowmapError, SegmentsFailedError, printable
 from flowmap.failures import clean_traceback, failure_of
 from flowmap.fillers import name_of
 from flowmap.recalling import recorded_filler
@@ -57,7 +58,7 @@ def note_lines(error: FlowmapError) -> None:
 def note_traceback(
     error: FlowmapError, path: Any, target: Target, chosen: Sequence[Segment] | None
 ) -> None:
-    """Let the error of a fill name the command that shows a traceback, if there is one.
+    """Let the error of a failing fill name the command that shows a traceback, if there is one.
 
     Args:
         error: The error.
@@ -67,7 +68,10 @@ def note_traceback(
     """
     if isinstance(error, SegmentsFailedError):
         indices = list(error.failures)
-    else:
+    elif isinstance(error, FillerError):
         indices = [segment.index for segment in chosen or ()]
-    if sentence := how_to_see_why(path, target, indices):
-        error.add_note(sentence)
+    else:
+        return
+    with contextlib.suppress(FlowmapError):  # the target is gone: the error itself counts
+        if sentence := how_to_see_why(path, target, indices):
+            error.add_note(sentence)

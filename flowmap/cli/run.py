@@ -1,5 +1,6 @@
 """`flowmap run`."""
 
+import contextlib
 import copy
 import logging
 import re
@@ -93,7 +94,8 @@ def run(
                 finite=finite,
             )
     except SegmentsFailedError as error:
-        note_traceback(error, path, open_target(place(path)), None)
+        with contextlib.suppress(FlowmapError):
+            note_traceback(error, path, open_target(place(path)), None)
         raise
     except ParameterTypeError as error:
         raise InvalidArgumentError(_by_options(str(error))) from error

@@ -151,7 +151,7 @@ def test_cancelled_segments_are_not_taken_for_filled(
     path = tmp_path / "out.npy"
     with pytest.raises(SegmentsFailedError, match="2 of 2 segments") as caught:
         flowmap.fill_array(str(path), shape=100, segments=2)
-    assert "2 segments (0-1): the executor cancelled it" in str(caught.value)
+    assert "2 segments (0-1): was cancelled." in str(caught.value)
     assert len(flowmap.open_target(path).pending()) == 2
 
 
