@@ -23,7 +23,8 @@ if sys.platform == "win32":
 
 if TYPE_CHECKING:
     from flowmap.alloc import allocate
-    from flowmap.errors import FillerChangedWarning, FlowmapError, ValidationFailed
+    from flowmap.changes import FillerChangedWarning
+    from flowmap.errors import FlowmapError, ValidationFailed
     from flowmap.examination import validate
     from flowmap.executors import executor, fill
     from flowmap.fillers import filler
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "Block": "segments",
-    "FillerChangedWarning": "errors",
+    "FillerChangedWarning": "changes",
     "FlowmapError": "errors",
     "Progress": "progress",
     "Segment": "segments",

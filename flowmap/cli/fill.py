@@ -11,6 +11,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from flowmap import human, sentinels
+from flowmap.changes import FillerChangedWarning
 from flowmap.choosing import segments_of
 from flowmap.cli.changes import say_changes
 from flowmap.cli.display import Display
@@ -26,7 +27,6 @@ from flowmap.cli.parameters import (
     SentinelPath,
     TargetPath,
 )
-from flowmap.errors import FillerChangedWarning
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
 from flowmap.recalling import work_of
