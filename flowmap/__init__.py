@@ -30,12 +30,12 @@ if "PREFECT__SERVER_EPHEMERAL" not in os.environ:
 
 if TYPE_CHECKING:
     from flowmap.alloc import allocate
+    from flowmap.changes import FillerChangedWarning
     from flowmap.errors import (
         AccessDeniedError,
         ClaimLostError,
         ClusterError,
         DamagedJobError,
-        FillerChangedWarning,
         FillerError,
         FillerNotFoundError,
         FillerRefusedError,
@@ -81,7 +81,7 @@ _HOMES: Final = {
     "ClaimLostError": "errors",
     "ClusterError": "errors",
     "DamagedJobError": "errors",
-    "FillerChangedWarning": "errors",
+    "FillerChangedWarning": "changes",
     "FillerError": "errors",
     "FillerNotFoundError": "errors",
     "FillerRefusedError": "errors",

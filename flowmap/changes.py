@@ -7,9 +7,26 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from flowmap import human
-from flowmap.errors import FillerChangedWarning, cut, printable
+from flowmap.errors import cut, printable
 
 _MOST: Final = 50  # ranges of segments in a warning
+
+
+class FillerChangedWarning(UserWarning):
+    """Segments of a job were filled by an earlier source of its filler.
+
+    Attributes:
+        segments: Numbers of these segments.
+    """
+
+    def __init__(self, message: str, segments: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.segments = segments
+
+
+# After the filters of the user. By default Python shows a warning once for each line, so that a
+# notebook's cell that is run again after the next edit would show none.
+warnings.simplefilter("always", FillerChangedWarning, append=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno as errno_module
 import os
 import re
-import warnings
 from typing import Any, Final, Self
 
 from flowmap import tracebacks
@@ -254,23 +253,6 @@ class NotFoundError(StorageError, FileNotFoundError):
 
 class AccessDeniedError(StorageError, PermissionError):
     """The file or folder may not be read or written."""
-
-
-class FillerChangedWarning(UserWarning):
-    """Segments of a job were filled by an earlier source of its filler.
-
-    Attributes:
-        segments: Numbers of these segments.
-    """
-
-    def __init__(self, message: str, segments: tuple[int, ...] = ()) -> None:
-        super().__init__(message)
-        self.segments = segments
-
-
-# After the filters of the user. By default Python shows a warning once for each line, so that a
-# notebook's cell that is run again after the next edit would show none.
-warnings.simplefilter("always", FillerChangedWarning, append=True)
 
 
 def storage_error(

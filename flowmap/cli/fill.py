@@ -11,6 +11,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from flowmap import human, sentinels
+from flowmap.changes import FillerChangedWarning
 from flowmap.choosing import segments_of
 from flowmap.cli.advice import note_lines, note_traceback
 from flowmap.cli.changes import say_changes
@@ -28,7 +29,7 @@ from flowmap.cli.parameters import (
     TargetPath,
     WholeNumber,
 )
-from flowmap.errors import FillerChangedWarning, FillerError, FlowmapError
+from flowmap.errors import FillerError, FlowmapError
 from flowmap.executors import fill as fill_job
 from flowmap.executors import refuse_other_work
 from flowmap.recalling import work_of
