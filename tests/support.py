@@ -68,6 +68,11 @@ SHAPES: list[tuple[int, ...]] = [(7,), (5, 3), (4, 3, 2), (3, 1, 2, 2), (0,), (4
 """Shapes of which windows are taken, without and with elements."""
 
 
+def stable_id(value: Any) -> str:
+    """Name a parameter of a test by its text, without addresses: each process is to agree."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
 def oracle(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int = 1) -> NDArray[Any]:
     """Return an array of random valid elements, its padding zero: what a target shall hold."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import DTYPES, ORDERS, data_bytes, in_blocks, saved_bytes
+from support import DTYPES, ORDERS, data_bytes, in_blocks, saved_bytes, stable_id
 
 import flowmap
 from flowmap.casting import bounds
@@ -357,7 +357,7 @@ class TestArange:
             (constant, "<f4", {"value": 2**24 + 1}),
             (constant, "<c16", {"value": 2**53 + 1}),
         ],
-        ids=str,
+        ids=stable_id,
     )
     def test_the_rules_are_those_of_casts(
         self, filler: Any, dtype: str, arguments: dict[str, Any]

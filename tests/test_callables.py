@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support import stable_id
 
 import flowmap
 from flowmap.errors import FillerNotFoundError, OtherWorkError, WrongTypeError
@@ -124,7 +125,7 @@ def test_not_fillers(tmp_path: Path, function: Any, advice: str) -> None:
         functools.partial(Callback()),
         np.copyto,  # an own function of an extension module may fill
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_fillers(function: Any) -> None:
     """Objects, methods and functions of extension modules may fill."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import in_blocks
+from support import in_blocks, stable_id
 
 import flowmap
 from flowmap.casting import check_cast, store
@@ -292,7 +292,7 @@ class TestLists:
             (memoryview(b"ab"), "u1", [97, 98]),
             ([[], []], "<i4", [[], []]),
         ],
-        ids=str,
+        ids=stable_id,
     )
     def test_taken(self, values: Any, dtype: str, expected: list[Any]) -> None:
         """What fits is taken exactly, whatever NumPy would make of the list."""
@@ -321,7 +321,7 @@ class TestLists:
             ([2.5, 1], "<i8", "Convert the values first, or allocate a dtype of their kind"),
             ([1, 2], "<f8", "shape"),
         ],
-        ids=str,
+        ids=stable_id,
     )
     def test_refused(self, values: Any, dtype: str, message: str) -> None:
         """What does not fit is named, and no advice would store something else."""
