@@ -42,13 +42,13 @@ test-lowest test-newest: export PYTHONDONTWRITEBYTECODE =
 
 # The lowest versions that pyproject.toml allows; Python 3.11 has them all.
 test-lowest: .venv/lowest.ready
-	.venv/lowest/bin/pytest -n 3 --dist worksteal $(QUICK)
+	.venv/lowest/bin/pytest -n 2 --dist loadfile $(QUICK)
 
 # The newest versions of the day, in a new environment each time.
 test-newest: | .venv/bin/python
 	$(PYTHON) -m venv --clear .venv/newest
 	.venv/newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	.venv/newest/bin/pytest -n 3 --dist worksteal $(QUICK)
+	.venv/newest/bin/pytest -n 2 --dist loadfile $(QUICK)
 
 # After a bound in pyproject.toml has changed: what test-lowest installs.
 lowest: .venv/test.ready
