@@ -46,16 +46,18 @@ def refuse_between_calls() -> None:
 
 
 def check_not_importing(doing: str) -> None:
-    """Refuse to allocate or to fill while a filler is being imported.
+    """Refuse to allocate or to fill while a filler, or a script by its workers, is imported.
 
     Args:
         doing: What the module does, for the message: "runs fill()".
 
     Raises:
-        FillerNotFoundError: This thread imports a filler.
+        FillerNotFoundError: This thread imports a filler; or it executes the script again to
+            start a worker of `multiprocessing`.
     """
-    if _IMPORTING.get():
-        raise _refusal(doing, next(_modules(), None))
+    frames = list(_modules())
+    if _IMPORTING.get() or "__mp_main__" in map(_name_of, frames):
+        raise _refusal(doing, next(iter(frames), None))
 
 
 def check_imported(function: object) -> None:
@@ -68,7 +70,7 @@ def check_imported(function: object) -> None:
     """
     name = getattr(function, "__module__", None)
     for frame in _modules():
-        if frame.f_globals.get("__name__") == name != "__main__":
+        if _name_of(frame) == name != "__main__":
             raise _refusal("runs fill()", frame)
 
 
@@ -76,9 +78,16 @@ def _modules() -> Iterator[FrameType]:
     """Yield the frames of this thread in which a module is executed, the innermost first."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- as inspect.currentframe does
     while frame is not None:
-        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__spec__") is not None:
+        imported = frame.f_globals.get("__spec__") is not None
+        if frame.f_code.co_name == "<module>" and (
+            imported or _name_of(frame) == "__mp_main__"
+        ):
             yield frame
         frame = frame.f_back
+
+
+def _name_of(frame: FrameType) -> object:
+    return frame.f_globals.get("__name__")
 
 
 def _refusal(doing: str, frame: FrameType | None) -> FillerNotFoundError:

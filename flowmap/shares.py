@@ -8,6 +8,7 @@ from flowmap import sentinels
 from flowmap.arguments import flag
 from flowmap.choosing import segments_of
 from flowmap.errors import FlowmapError, StoppedError
+from flowmap.importing import check_not_importing
 from flowmap.recalling import work_of
 from flowmap.run_errors import failed
 from flowmap.sources import warn_if_changed
@@ -70,6 +71,7 @@ def fill_share(
         SegmentsFailedError: Several failed; its `failures` say why.
         FlowmapError: As `open_target`; of one that failed, as `fill_segment`.
     """
+    check_not_importing("runs fill_share()")
     opened = open_target(target)
     place = None if sentinel is None else sentinels.place_of(sentinel, opened.path)
     segments = segments_of(opened, [share])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def write(folder: Path, name: str, code: str) -> None:
         (1, "flowmap.allocate('new.npy', 8, 'f8')", r"allocate\(\)"),
         (2, "flowmap.fill(PATH, ones, executor='threads')", r"fill\(\)"),
         (3, "flowmap.fill_segment(TARGET.segments[0], ones)", "fills a segment"),
-        (4, "flowmap.fill_share(PATH, '0', ones)", "fills a segment"),
+        (4, "flowmap.fill_share(PATH, 'all', ones)", r"fill_share\(\)"),
         (5, "flowmap.open_segment(TARGET.segments[0]).__enter__()", "fills a segment"),
     ],
 )
@@ -108,6 +109,19 @@ def test_refused_in_a_worker(folder: Path, kind: str) -> None:
     with pytest.raises(SegmentsFailedError, match=rf"{name}\.py runs allocate\(\) while it is"):
         flowmap.fill(target, filler, executor=kind, workers=1)
     assert not (folder / "made.npy").exists()
+
+
+def test_refused_where_a_worker_of_multiprocessing_runs_the_script(folder: Path) -> None:
+    """Its pools execute the script again under another name, which would allocate again."""
+    made = folder / "made.npy"
+    write(folder, "main_script", f"flowmap.allocate({str(made)!r}, 8, 'f8')\n")
+    with pytest.raises(
+        FillerNotFoundError, match=r"main_script\.py runs allocate\(\) while it"
+    ):
+        runpy.run_path(str(folder / "main_script.py"), run_name="__mp_main__")
+    assert not made.exists()
+    runpy.run_path(str(folder / "main_script.py"), run_name="__main__")
+    assert made.exists()
 
 
 def another_job(out: Any, block: Block, path: str) -> None:
