@@ -51,9 +51,10 @@ def check_cast(
         raise InvalidArgumentError(f"casting is {casting!r}: {error}") from error
     if not castable and not sized and casting == "same_kind":
         castable = array.dtype.kind in "iu" and dtype.kind in "iu"
-    if not castable or not _alike(array.dtype, dtype, strict=strict):
+    alike = _alike(array.dtype, dtype, strict=strict)
+    if not castable or not alike:
         advice = "Convert the values first, or allocate a dtype of their kind."
-        if strict and np.can_cast(array.dtype, dtype, "same_kind"):
+        if alike and np.can_cast(array.dtype, dtype, "same_kind"):
             advice = "Convert the values first, or pass casting='same_kind'."
         raise WrongTypeError(
             f"{where}: values of dtype {array.dtype} cannot be cast to {dtype} by the rule "

@@ -200,7 +200,7 @@ def _of_large_numbers(flat: list[int], dtype: np.dtype[Any], where: str) -> NDAr
 def _compare(flat: list[Any], array: NDArray[Any], dtype: np.dtype[Any], where: str) -> None:
     """Refuse an array of other values than were given: whole numbers are not rounded."""
     made = stored = array.tolist()
-    if array.dtype.kind in "fc" and dtype.kind in "fc":
+    if array.dtype.kind + dtype.kind in ("ff", "fc", "cc"):
         with np.errstate(all="ignore"):
             stored = array.astype(dtype, casting="unsafe").tolist()
     for given, *taken in zip(flat, made, stored, strict=True):

@@ -147,6 +147,7 @@ class Law:
                 f"mean is {mean!r} and std {std!r}; std must be 0 or more, and both such that "
                 "a float holds what is drawn."
             )
+        fitted(np.array([std]), dtype, f"std {std}", scale=0)  # or all draws would be `mean`
         # From 53 bits each: the first in (0, 1], so that it has a logarithm. Copies, since
         # NumPy may compute functions of strided arrays in another way.
         units = np.ascontiguousarray(np.moveaxis(words >> np.uint64(11), -1, 0)).astype("f8")

@@ -258,6 +258,7 @@ class TestRefused:
             ("f8", {"distribution": "normal", "std": math.inf}, InvalidArgumentError, "holds"),
             ("f8", {"distribution": "normal", "mean": math.nan}, InvalidArgumentError, "holds"),
             ("f2", {"distribution": "normal", "std": 1e5}, InvalidArgumentError, "cannot hold"),
+            ("f4", {"distribution": "normal", "std": 1e-60}, InvalidArgumentError, "1e-60"),
             ("i4", {"distribution": "normal"}, WrongTypeError, "cannot fill int32"),
             (ROW, {"distribution": "normal"}, WrongTypeError, "cannot fill uint8"),
             ("S3", {}, WrongTypeError, "cannot fill"),
