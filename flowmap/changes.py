@@ -62,8 +62,9 @@ class Change:
         """
         return (
             f"{self._fact()} If the edit changes values, compute these again: "
-            f"`flowmap reset {quoted_path} {self.numbers(' ')}`, then `flowmap fill`; or all "
-            "of them: `flowmap alloc` with --exist overwrite. Mark a filler that computes "
+            f"`flowmap reset {quoted_path} {self.numbers(' ')}`, then `flowmap fill` with the "
+            "same --filler and --arguments, since no edited filler is recalled; or all of "
+            "them: `flowmap alloc` with --exist overwrite. Mark a filler that computes "
             'other values by @flowmap.filler(version="2"): flowmap then refuses to mix them.'
         )
 

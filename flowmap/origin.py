@@ -14,7 +14,7 @@ import sysconfig
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -56,12 +56,15 @@ class Origin:
             return kept
         if not isinstance(plain, FunctionType):
             return _look_up(plain)
-        if plain not in _KNOWN:  # looking takes up to a millisecond, and each segment asks
-            _KNOWN[plain] = _look_up(plain)
-        return _KNOWN[plain]
+        code, origin = _KNOWN.get(plain, (None, None))
+        if origin is None or code is not plain.__code__:  # autoreload replaces the code
+            origin = _look_up(plain)
+            _KNOWN[plain] = plain.__code__, origin
+        return origin
 
 
-_KNOWN: Final[WeakKeyDictionary[FunctionType, Origin]] = WeakKeyDictionary()
+_KNOWN: Final[WeakKeyDictionary[FunctionType, tuple[CodeType, Origin]]] = WeakKeyDictionary()
+"""What was looked up: this takes up to a millisecond, and each segment asks."""
 
 
 def keep_origin(function: Any) -> None:

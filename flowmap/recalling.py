@@ -22,8 +22,10 @@ from flowmap.machine import user_name
 from flowmap.origin import (
     differs,
     found_elsewhere,
+    is_same_source,
     look_in_folder_of,
     look_in_working_directory,
+    source_in,
 )
 from flowmap.sidecar import Sidecar
 from flowmap.storage import opened
@@ -109,16 +111,23 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
 
 
 def recorded_filler(target: Target) -> str | None:
-    """Return the name of the filler that `recalled` would import; None if it would find none.
+    """Return the name of the filler that `recalled` would import, without importing it.
 
     Args:
         target: The target.
+
+    Returns:
+        None if it would find none, or refuse one whose source was edited.
     """
     try:
         recorded, _ = _read(target, _place(target))
     except InvalidArgumentError:
         return None
-    return None if recorded.get("values") is None else str(recorded["filler"])
+    name: str = recorded["filler"]
+    file, source = (_text(recorded.get(each)) for each in ("file", "source"))
+    now = None if file is None else source_in(file, name.partition(":")[2])
+    edited = None not in (source, now) and not is_same_source(str(source), str(now))
+    return None if edited or recorded.get("values") is None else name
 
 
 def _place(target: Target) -> Path:

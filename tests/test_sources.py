@@ -350,6 +350,15 @@ def test_edited_cell(target: Target) -> None:
         assert older(target) == [(0, 1, 2, 3)]
 
 
+def test_edited_module_that_is_reloaded(target: Target, define: Define) -> None:
+    """The autoreload of notebooks gives the function that is there the code of the new one."""
+    squares = define(SQUARES)
+    assert fill(target, squares) == []
+    squares.__code__ = define(CUBES).__code__
+    (text,) = fill(target, squares)
+    assert "4 of 4 segments" in text
+
+
 SCRIPT = """
 import sys
 

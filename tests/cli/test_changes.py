@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     Command = Callable[..., Said]
 
 FACT = "2 of 4 segments were filled by an earlier source of the filler fillers:square."
-ADVICE = "`flowmap reset out.npy 0 2`, then `flowmap fill`"
+ADVICE = "`flowmap reset out.npy 0 2`, then `flowmap fill` with the same --filler"
+NEXT = "flowmap fill out.npy --filler FILE.py:FUNCTION"
 
 
 @pytest.fixture
@@ -44,11 +45,13 @@ def check(said: Said, code: int) -> None:
 
 @pytest.mark.usefixtures("edited")
 def test_each_command_warns_once(command: Command) -> None:
-    """Those that have no filler at hand read its file."""
-    check(command("status", "out.npy"), 3)
+    """Those that have no filler at hand read its file, and advise no fill that recalls it."""
+    for name in ("status", "validate"):
+        check(said := command(name, "out.npy"), 3)
+        assert NEXT in said.out
+    assert "has another source" in command("fill", "out.npy").err
     check(command("status", "out.npy", "--segment", "1"), 3)
     check(command("info", "out.npy"), 0)
-    check(command("validate", "out.npy"), 3)
     check(command("fill", "out.npy", "--filler", "fillers.py:square", "--segment", "1"), 0)
     check(command("fill", "out.npy", "--filler", "fillers.py:square", "--workers", "1"), 0)
     check(command("status", "out.npy", "--watch"), 0)
