@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from typing import TYPE_CHECKING, Any, cast
@@ -330,7 +331,7 @@ def test_object_that_can_be_called() -> None:
 
 def test_what_has_no_origin() -> None:
     """A function of an extension module has neither file nor source."""
-    described = Work.of(cast("Any", divmod)).describe()
+    described = Work.of(cast("Any", operator.concat)).describe()
     assert (described["file"], described["source"]) == (None, None)
 
 

@@ -43,7 +43,7 @@ def validate(
         say_json(_document(report, code) | warnings)
     else:
         say(str(replace(report, warnings=())))
-        if report.marked or code == Exit.INCOMPLETE:
+        if report.marked or (code == Exit.INCOMPLETE and not report.path.is_symlink()):
             say(f"To fill what is missing: {how_to_fill(path, open_target(path))}")
     return code
 
