@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from flowmap import human
 from flowmap.errors import cut, printable
+from flowmap.wording import either
 
 _MOST: Final = 50  # ranges of segments in a warning
 
@@ -46,12 +48,13 @@ class Change:
     path: str
 
     def __str__(self) -> str:
-        """Return the warning, for Python."""
-        return (
+        """Return the warning."""
+        return either(
             f"{self._fact()} If the edit changes values, compute these again: "
             f"flowmap.reset(path, segments) with the segments {self.numbers(', ')}, then fill; "
             'or all of them: allocate(..., exist="overwrite"). Mark a filler that computes '
-            'other values by @flowmap.filler(version="2"): flowmap then refuses to mix them.'
+            'other values by @flowmap.filler(version="2"): flowmap then refuses to mix them.',
+            self.command_text(shlex.quote(self.path)),
         )
 
     def command_text(self, quoted_path: str) -> str:

@@ -72,8 +72,8 @@ def _meant_otherwise(text: str) -> str | None:
         return f"an address. Give the path: {re.sub('^file:/+', '/', text)!r}"
     if _ADDRESS.match(text):
         return (
-            "an address. flowmap writes to files only: give a path in a mounted file system, "
-            "and upload the file when it is done"
+            "an address. flowmap opens files only: give a path in a mounted file system, or "
+            "copy the file from there or to there yourself"
         )
     if _DRIVE.match(text):
         return (

@@ -25,7 +25,7 @@ from flowmap.kernel import job_mark
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
-from flowmap.sidecar import FORMAT, Sidecar, check_records, not_regular
+from flowmap.sidecar import FORMAT, Sidecar, check_records, leads_to_records, not_regular
 from flowmap.storage import NotRegularError, opened
 from flowmap.texts import ParsedTexts
 from flowmap.windows import Window
@@ -268,7 +268,7 @@ def read_job(path: Path) -> Job:
         raise NotFoundError(error.errno or 2, message, str(path)) from error
     except OSError as error:
         raise storage_error(error, "cannot look for the target", path) from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(found.st_mode) or leads_to_records(path):
         raise not_regular(path)
     check_records(path, found)
     for _ in range(_LOOKS):

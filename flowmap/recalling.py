@@ -66,7 +66,10 @@ def work_of(
     if filler is not None:
         return Work.of(filler, arguments)
     if arguments is not None:
-        raise InvalidArgumentError("Arguments are given but no filler; give both, or neither.")
+        raise InvalidArgumentError(
+            either("Arguments are given but no filler", "--arguments is given but no --filler")
+            + "; give both, or neither."
+        )
     return recalled(target, trust=trust, here=here)
 
 

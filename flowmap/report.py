@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from flowmap import markup
+from flowmap import human, markup
 from flowmap.errors import ValidationFailed, printable
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from flowmap.segments import Segment
 
 _SHOWN: Final = 10
+"""Lines about problems, at most."""
+
+_IS: Final = re.compile(r"segment (\d+) \[\d+:\d+\] is (.*)", re.DOTALL)
+"""A problem of a segment that others may have as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,7 @@ class ValidationReport:
             lines = [f"{self.path} is valid: digest {self.digest}."]
         else:
             lines = [f"{self.path} is not valid:"]
-            lines += [f"  - {problem}" for problem in self.problems[:_SHOWN]]
-            more = len(self.problems) - _SHOWN
-            lines += [f"  - and {more} more"] if more > 0 else []
+            lines += [f"  - {line}" for line in self._problem_lines()]
         if self.marked:
             lines.append(f"{len(self.marked)} damaged segments are pending again: run the job.")
         return printable("\n".join([*lines, *self.notes, *self.warnings]))
@@ -77,12 +80,20 @@ class ValidationReport:
             ("digest", self.digest or "none"),
             ("sealed", "yes" if self.sealed else "no"),
         ]
-        lines = [*self.problems[:_SHOWN]]
-        more = len(self.problems) - _SHOWN
-        lines += [f"and {more} more"] if more > 0 else []
-        lines += [*self.notes, *self.warnings]
+        lines = [*self._problem_lines(), *self.notes, *self.warnings]
         told = markup.listed(lines) if lines else ""
         return markup.table("flowmap.ValidationReport", rows) + told
+
+    def _problem_lines(self) -> list[str]:
+        """Return a line for each problem; one that several segments have is said once."""
+        groups: dict[str, list[str]] = {}
+        for problem in self.problems:
+            found = _IS.fullmatch(problem)
+            groups.setdefault(found[2] if found else problem, []).append(problem)
+        shown = list(groups.items())[:_SHOWN]
+        lines = [_line(what, group) for what, group in shown]
+        more = len(self.problems) - sum(len(group) for _, group in shown)
+        return [*lines, f"and {more} more"] if more else lines
 
     def raise_if_bad(self) -> None:
         """Raise what the report says.
@@ -93,3 +104,11 @@ class ValidationReport:
         if not self.ok:
             problems = replace(self, warnings=())  # a warning is not what failed
             raise ValidationFailed(str(problems), report=self)
+
+
+def _line(what: str, problems: list[str]) -> str:
+    """Return one line for a problem that one segment has, or several."""
+    found = [match for problem in problems if (match := _IS.fullmatch(problem))]
+    if len(found) < 2:  # noqa: PLR2004 -- several
+        return problems[0]
+    return f"{len(found)} segments ({human.ranges(int(m[1]) for m in found)}) are {what}"

@@ -22,6 +22,7 @@ from flowmap.filenames import check_filename
 from flowmap.machine import user_name
 from flowmap.root import check_within
 from flowmap.storage import look_afresh
+from flowmap.wording import call
 
 FORMAT: Final = 1
 """Version of the sidecar's files; a later one is refused."""
@@ -142,14 +143,23 @@ def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = 
     return place
 
 
+def leads_to_records(path: Path) -> bool:
+    """Tell whether a path is a link that has no records beside it, to a file that has."""
+    if not path.is_symlink() or os.path.lexists(Sidecar.of(path).folder):
+        return False
+    return os.path.lexists(Sidecar.of(Path(os.path.realpath(path))).job)
+
+
 def not_regular(path: Path) -> ForeignFileError:
     """Return the error for a link, a folder, a pipe or a device in the place of a target."""
     kind, remedy = "a pipe, socket or device", "Give the path of a .npy file"
     if path.is_symlink():
         kind = f"a link to {short(os.path.realpath(path))}"
         remedy = (
-            "Only validate() and numpy.load read through a link. To fill the file, put it in "
-            "place of the link (git annex unlock, dvc unprotect)"
+            "Give that path: the records are beside it"
+            if leads_to_records(path)
+            else f"Only {call('validate')} and numpy.load read through a link. To fill the "
+            "file, put it in place of the link (git annex unlock, dvc unprotect)"
         )
     elif path.is_dir():
         kind = "a folder"

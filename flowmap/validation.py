@@ -29,7 +29,7 @@ from flowmap.machine import is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
 from flowmap.root import check_within
-from flowmap.sidecar import Sidecar, not_regular
+from flowmap.sidecar import Sidecar, not_regular, why_not_writable
 from flowmap.storage import NotRegularError, open_existing, sync_data
 from flowmap.target import job_of
 from flowmap.wording import call, either, setting
@@ -255,7 +255,7 @@ class _Validation:
                     ledger.sync()
         except (OSError, FlowmapError) as error:
             what = "Nothing" if not marked else "Not everything"
-            return marked, [f"{what} was marked or sealed: {error}."]
+            return marked, [f"{what} was marked or sealed: {_why_not(self.job, error)}."]
         return marked, []
 
     def _mark(self, records: list[SegmentRecord], state: str) -> list[Segment]:
@@ -281,7 +281,7 @@ class _Validation:
         try:
             return sealing.put(self.job, self.target, digest, claimed=claimed)
         except (OSError, FlowmapError) as error:
-            return False, [f"Nothing was marked or sealed: {error}."]
+            return False, [f"Nothing was marked or sealed: {_why_not(self.job, error)}."]
 
 
 _STATES = {
@@ -299,6 +299,13 @@ def _unseal(job: Job) -> list[str]:
     except OSError as error:
         return [f"The seal could not be lifted: {error}."]
     return []
+
+
+def _why_not(job: Job, error: OSError | FlowmapError) -> str:
+    """Say why the folder of the records could not be written, as a user understands it."""
+    if isinstance(error, FlowmapError):  # it says so itself
+        return str(error).rstrip(".")
+    return why_not_writable(error, Sidecar.of(job.path).folder) or str(error)
 
 
 def _unsynced(written: list[SegmentRecord]) -> list[str]:

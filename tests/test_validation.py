@@ -40,6 +40,7 @@ from flowmap.errors import (
     InvalidArgumentError,
     NotFoundError,
     OtherJobError,
+    SegmentsFailedError,
     StorageError,
     ValidationFailed,
     WrongTypeError,
@@ -346,7 +347,8 @@ def test_a_folder_that_may_only_be_read(target: Target, harmed: bool) -> None:
     assert child.returncode == 0, child.stderr
     first, rest = child.stdout.split("\n", 1)
     assert first == ("False 0 False 1 1" if harmed else "True 0 False 0 1")
-    assert "Nothing was marked or sealed" in rest
+    assert "Nothing was marked or sealed: " in rest
+    assert harmed or "a.npy.flowmap belongs to user root, and user nobody may not" in rest
     assert snapshot(target.path) == before
 
 
@@ -691,6 +693,24 @@ def test_a_link_to_what_is_not_done(tmp_path: Path) -> None:
     assert run_command(["validate", str(target.path)]) == 3
 
 
+def test_a_link_without_records(
+    tmp_path: Path, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link from elsewhere is refused with the path of the file that has the records."""
+    link = tmp_path / "link.npy"
+    link.symlink_to(target.path)
+    for function in (flowmap.validate, flowmap.open_target):
+        with pytest.raises(ForeignFileError, match="Give that path: the records are beside it"):
+            function(link)
+    assert run_command(["status", str(link)]) == 2
+    assert f"is not a regular file but a link to '{target.path}'" in capsys.readouterr().err
+    link.unlink()
+    link.symlink_to(tmp_path / "other.npy")
+    (tmp_path / "other.npy").touch()
+    with pytest.raises(ForeignFileError, match="was not allocated by flowmap"):
+        flowmap.validate(link)
+
+
 def test_a_link_out_of_the_root(
     tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -862,11 +882,36 @@ def test_the_failure_survives_pickling(target: Target) -> None:
 def test_a_long_report_is_cut(tmp_path: Path) -> None:
     """Ten problems are told, the others counted; the representation is one line."""
     target = flowmap.allocate(tmp_path / "a.npy", 30, "f8", segments=30)
-    report = flowmap.validate(target)
+    flowmap.fill(target, "constant", {"value": np.nan}, executor="threads")
+    report = flowmap.validate(target, finite=True)
     assert len(report.problems) == 30
     assert len(str(report).splitlines()) == 12
+    assert "segment 0009 [9:10] holds NaN" in str(report)
+    assert "segment 0010" not in str(report)
     assert "and 20 more" in str(report)
+    assert "and 20 more" in report._repr_html_()
     assert repr(report) == f"<flowmap.ValidationReport {target.path}: 30 problems>"
+
+
+def test_a_problem_of_many_segments_is_told_once(tmp_path: Path) -> None:
+    """The segments that failed for one cause take one line, as in the error of the run."""
+    target = flowmap.allocate(tmp_path / "a.npy", 64, "f8", segments=64)
+
+    def fails(out: Any, block: Block) -> None:
+        if block.start >= 2:
+            raise KeyError("k" if block.start % 32 else "rare")
+
+    with pytest.raises(SegmentsFailedError):
+        flowmap.fill(target, fails, executor="threads")
+    flowmap.reset(target, [1])
+    report = flowmap.validate(target)
+    assert len(report.problems) == len(report.bad_segments) == 63
+    again = ": run the job again."
+    assert str(report).splitlines()[1:] == [
+        f"  - segment 0001 [1:2] is not done but pending{again}",
+        f"  - 61 segments (2-31, 33-63) are not done but failed (KeyError: 'k'){again}",
+        f"  - segment 0032 [32:33] is not done but failed (KeyError: 'rare'){again}",
+    ]
 
 
 @pytest.mark.parametrize("which", ["index", "numpy", "segment", "mixed", "range", "array"])

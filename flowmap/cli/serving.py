@@ -29,7 +29,7 @@ def needing_server() -> Iterator[None]:
         if not any(sign in f"{type(error).__module__} {error}" for sign in _SIGNS):
             raise
         raise ClusterError(
-            f"No Prefect server answers: {said(error).rstrip('.')}. Start one, prefect server "
-            "start, and look with flowmap doctor whether Prefect is set to it. `flowmap alloc` "
-            "and `flowmap fill` need no server."
+            f"No Prefect server answers: {said(error).rstrip('.')}. `flowmap doctor` looks for "
+            "the cause, and says how to start one. `flowmap alloc` and `flowmap fill` need no "
+            "server."
         ) from error

@@ -13,7 +13,7 @@ import pytest
 import flowmap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from cli.conftest import Said
@@ -39,16 +39,17 @@ def fill_commands(said: Said) -> list[list[str]]:
 
 
 @pytest.fixture
-def as_new(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function that makes this process forget what a command imported."""
+def as_new(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Yield a function that makes this process forget what a command imported."""
     path = list(sys.path)
 
     def forget() -> None:
         monkeypatch.setattr(sys, "path", list(path))
         for name in ("my", "beside", "steps", "steps.my"):
-            monkeypatch.delitem(sys.modules, name, raising=False)
+            sys.modules.pop(name, None)
 
-    return forget
+    yield forget
+    forget()
 
 
 @pytest.mark.parametrize("package", [False, True])

