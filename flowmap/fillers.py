@@ -165,7 +165,10 @@ def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
     """Return the entry points of each published name; one, unless distributions clash."""
     found: dict[str, list[metadata.EntryPoint]] = {}
     for point in metadata.entry_points(group=_GROUP):
-        found.setdefault(point.name, []).append(point)
+        others = found.setdefault(point.name, [])
+        # An earlier flowmap may be installed beside this one, under its earlier name.
+        if point.value not in (other.value for other in others):
+            others.append(point)
     return found
 
 

@@ -268,7 +268,7 @@ def read_job(path: Path) -> Job:
         raise NotFoundError(error.errno or 2, message, str(path)) from error
     except OSError as error:
         raise storage_error(error, "cannot look for the target", path) from error
-    if stat.S_ISDIR(found.st_mode) or leads_to_records(path):
+    if stat.S_ISDIR(found.st_mode) or (stat.S_ISLNK(found.st_mode) and leads_to_records(path)):
         raise not_regular(path)
     check_records(path, found)
     for _ in range(_LOOKS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import struct
@@ -25,8 +26,7 @@ bits for all of it, which name no machine.
 
 def new_token() -> str:
     """Return a token for a claim of this process, in hexadecimal."""
-    began = process_started(os.getpid()) or 0
-    return _TOKEN.pack(_this_machine(), began % 2**32, secrets.token_bytes(8)).hex()
+    return _TOKEN.pack(*_this_process(), secrets.token_bytes(8)).hex()
 
 
 def find_dead(slots: NDArray[Any]) -> NDArray[np.bool_]:
@@ -52,6 +52,18 @@ def _is_dead(pid: int, began: int) -> bool:
     if now is None or not began:
         return is_alive(int(pid), None) is False
     return now % 2**32 != began  # another process by now, or a zombie
+
+
+@functools.cache
+def _this_process() -> tuple[int, int]:
+    """Return this machine, and when this process began, in 32 bits each.
+
+    Read once: for a small segment, reading both takes a fourth of the time.
+    """
+    return _this_machine(), (process_started(os.getpid()) or 0) % 2**32
+
+
+os.register_at_fork(after_in_child=_this_process.cache_clear)
 
 
 def _this_machine() -> int:

@@ -267,6 +267,13 @@ class TestPublished:
         assert find_filler("linspace").__name__ == "linspace"
         assert find_filler("flowmap.fillers:arange") is arange
 
+    def test_two_that_agree(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A flowmap that was installed under its earlier name leaves the same entry points."""
+        publish(tmp_path, "flowmap", "arange = flowmap.fillers:arange")
+        monkeypatch.syspath_prepend(tmp_path)
+        assert published()["arange"] == "flowmap.fillers:arange"
+        assert find_filler("arange") is arange
+
     @pytest.mark.parametrize("value", ["orbits", "orbits:", "not a name", ":f"])
     def test_odd_value(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     Forge = Callable[..., np.ndarray[Any, Any]]
 
 
+@pytest.fixture(autouse=True)
+def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tests change what a process knows of itself, and remembers otherwise."""
+    monkeypatch.setattr(liveness, "_this_process", liveness._this_process.__wrapped__)
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> flowmap.Target:
     """Return a target of two segments."""
@@ -128,3 +134,26 @@ def test_times_that_are_none(target: flowmap.Target) -> None:
     slots["started"], slots["finished"] = np.nan, np.inf
     status = status_of(slots)
     assert status["started"].tolist() == status["finished"].tolist() == [0.0, 0.0]
+
+
+FORKED = """
+import os
+from flowmap import liveness, machine
+reads = []
+began = machine.process_started
+liveness.process_started = lambda pid: reads.append(pid) or began(pid)
+liveness.new_token(), liveness.new_token()
+assert len(reads) == 1, reads
+child = os.fork()
+token = bytes.fromhex(liveness.new_token())
+assert len(reads) == (1 if child else 2), reads
+assert int.from_bytes(token[4:8], "little") == began(os.getpid()) % 2**32
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_process_reads_once_when_it_began() -> None:
+    """Doing so for each claim would slow down small segments. A forked process reads again."""
+    subprocess.run([sys.executable, "-c", FORKED], check=True)
