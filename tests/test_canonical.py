@@ -387,6 +387,7 @@ class TestRefused:
             (dt.time(1, tzinfo=of("pytz", "Zone", dt.tzinfo)()), "zoneinfo.ZoneInfo"),
             (of("pandas.core.frame", "DataFrame")(), r"x.to_numpy\(\), or the path"),
             (of("pandas", "Series")(), r"x.to_numpy\(\), or the path"),
+            (of("pandas._libs.tslibs.period", "Period")(), r"str\(x\) and x.freqstr"),
             (of("xarray.core.dataarray", "DataArray")(), r"x.to_numpy\(\)"),
             (of("torch", "Tensor")(), r"x.numpy\(force=True\)"),
             (of("h5py._hl.dataset", "Dataset")(), "the path of its file"),
