@@ -53,7 +53,11 @@ def validate(
     refuse_odd_check(check)
     finite, mark, mixed = flag("finite", finite), flag("mark", mark), flag("mixed", mixed)
     job = job_of(path)
-    place = Path(os.path.realpath(job.path))
+    try:
+        place = Path(os.path.realpath(job.path))
+    except OSError as error:  # somebody put a folder in the place of a link meanwhile
+        doing = "cannot tell where the path leads; try again"
+        raise storage_error(error, doing, job.path) from error
     check_within(job.path, place)
     linked: tuple[str, ...] = ()
     if mark and place != job.path:

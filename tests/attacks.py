@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = frozenset(
     {
-        *("open", "compile", "mmap.__new__", "os.listdir", "os.scandir", "os.getxattr"),
-        *("object.__getattr__", "sys._getframe", "fcntl.flock", "builtins.id"),
+        *("open", "compile", "mmap.__new__", "os.listdir", "os.scandir", "pathlib.Path.glob"),
+        *("os.getxattr", "object.__getattr__", "sys._getframe", "fcntl.flock", "builtins.id"),
     }
 )
 """What Python's audit tells of where reading does what reading may do."""

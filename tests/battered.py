@@ -27,7 +27,8 @@ from support import oracle, script, start
 
 import flowmap
 from flowmap.errors import FlowmapError
-from flowmap.worker_processes import prepare_worker
+from flowmap.stopping import note_signals
+from flowmap.worker_processes import die_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,13 +112,20 @@ def killed_at(nth: int, sprung: Path) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
+def _prepare(parent: int) -> None:
+    """Do in a worker of a pool of one's own what flowmap does in its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note_signals()
+    die_with(parent)
+
+
 def pool_of(name: str) -> Executor | Any:
     """Return what `fill` takes as executor."""
     if name == "a pool of threads":
         return ThreadPoolExecutor(2)
     if name == "a pool of processes":
         context, parent = multiprocessing.get_context("fork"), (os.getpid(),)
-        pool = ProcessPoolExecutor(2, context, prepare_worker, parent)
+        pool = ProcessPoolExecutor(2, context, _prepare, parent)
         pool.submit(int).result()  # forked now, before there are threads
         return pool
     return name

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flowmap.segments import Block
     from flowmap.target import Target
 
-ADVICE = 'exist="overwrite"'
+ADVICE = "exist='overwrite'"
 """What the message of every damage that flowmap cannot repair ends with."""
 
 COMPUTED: list[int] = []

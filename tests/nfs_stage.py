@@ -38,6 +38,7 @@ BREAKS: Final[dict[str, dict[str, object]]] = {
     "no question to the server": {
         "look_afresh": _nothing,
         "file_system_time": lambda _: time.time(),  # it asks by making a file
+        "warn_if_changed": _nothing,  # it asks by listing the folder
     },
     "writes that linger": {"O_DSYNC": 0},
     "rows that linger": {"open": _open_to_linger},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -120,13 +121,12 @@ class Stage:
                 out[:BLOCK] = values(_who)[:BLOCK]
                 raise ZeroDivisionError
 
-        @flowmap.filler
+        @functools.wraps(computed)  # of the same name and source
         def failing(out: NDArray[Any], block: flowmap.Block) -> None:
             if block.start > segment.start:
                 raise ZeroDivisionError
             computed(out, block)
 
-        failing.__flowmap_filler__ = computed.__flowmap_filler__  # type: ignore[attr-defined]
         with contextlib.suppress(FlowmapError):
             flowmap.fill_segment(segment, failing)
 

@@ -38,7 +38,7 @@ def ramp(out: NDArray[np.float64], block: Block) -> None:
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every path pass for one on a network file system."""
-    for module in ("storage", "ledger", "validation", "target"):
+    for module in ("storage", "ledger", "validation", "masking"):
         monkeypatch.setattr(f"flowmap.{module}.is_on_network", lambda _: True)
 
 
