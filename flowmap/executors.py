@@ -23,11 +23,12 @@ from flowmap.errors import (
     short,
 )
 from flowmap.importing import check_imported, check_not_importing
-from flowmap.lease import leased
+from flowmap.lease import holder, leased
 from flowmap.machine import available_cpus
 from flowmap.progress import Progress, Tally
 from flowmap.recalling import work_of
 from flowmap.run_errors import check_loadable, failed
+from flowmap.sidecar import Sidecar
 from flowmap.sources import warn_if_changed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
@@ -218,7 +219,7 @@ def fill(
     if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
         check_imported(work.function)
     warn_if_changed(opened.job, work)
-    if not opened.pending():  # a lease would be written, and the disk may be read-only
+    if not needs_lease(opened):
         return Tally(opened, [], progress).records
     with stoppable(), leased(opened.job, run) as lease, _open(executor, workers) as pool:
         pending = opened.pending()
@@ -283,6 +284,16 @@ def _submitted(
 
 
 _open = executor  # its name is a parameter of fill()
+
+
+def needs_lease(target: Target) -> bool:
+    """Say whether a run has something to do: segments to fill, or a dead run to clear up after.
+
+    A finished job may be on a read-only disk, where no lease can be written.
+    """
+    if target.pending():
+        return True
+    return holder(target.job) is not None and os.access(Sidecar.of(target.path).folder, os.W_OK)
 
 
 def refuse_other_work(target: Target, work: Work) -> None:

@@ -21,15 +21,14 @@ from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed, work_of
 from flowmap.dtypes import dtype_from_descr
 from flowmap.errors import InvalidArgumentError
-from flowmap.executors import ExecutorName, refuse_other_work, width
+from flowmap.executors import ExecutorName, needs_lease, refuse_other_work, width
 from flowmap.executors import executor as open_executor
 from flowmap.fanning import FanOut
 from flowmap.fillers import mark_of
-from flowmap.lease import Lease, holder, leased
+from flowmap.lease import Lease, leased
 from flowmap.npy import Layout
 from flowmap.report import ValidationReport
 from flowmap.run_errors import check_loadable, failed
-from flowmap.sidecar import Sidecar
 from flowmap.stall import StallWatch
 from flowmap.stopping import exit_for_now, stoppable
 from flowmap.tasks import alloc_task, validate_task
@@ -216,9 +215,7 @@ def _leased_if_needed(
 
     A finished job may be on a read-only disk; then no run is closed either.
     """
-    records = Sidecar.of(target.path).folder
-    closable = holder(target.job) is not None and os.access(records, os.W_OK)
-    if target.pending() or closable:
+    if needs_lease(target):
         return leased(target.job, name, run)
     return contextlib.nullcontext()
 
