@@ -87,11 +87,12 @@ class Work:
             )
         plain, bound = open_partial(function)
         check_callable(plain)
-        chosen = _check_arguments(plain, arguments, bound)
+        signature = _signature_of(plain)
+        chosen = _check_arguments(plain, signature, arguments, bound)
         mark = mark_of(plain)
         counted = {k: v for k, v in chosen.items() if k not in mark.volatile}
         try:
-            form = json.dumps([mark.name, mark.version, *_forms(plain, counted)])
+            form = json.dumps([mark.name, mark.version, *_forms(signature, counted)])
         except RecursionError as error:
             raise InvalidArgumentError(
                 "arguments hold themselves, or too many levels; pass flat ones."
@@ -142,16 +143,15 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     return plain if same else None
 
 
-def _forms(function: Filler, arguments: dict[str, Any]) -> list[Any]:
-    """Return arguments in canonical form, and their order where the function can see it."""
+def _forms(signature: inspect.Signature | None, arguments: dict[str, Any]) -> list[Any]:
+    """Return arguments in canonical form, and their order where the filler can see it."""
     forms = [canonical({name: arguments[name] for name in sorted(arguments)}, "arguments")]
-    seen = _collected(function, arguments)
+    seen = _collected(signature, arguments)
     return forms if seen == sorted(seen) else [*forms, seen]
 
 
-def _collected(function: Filler, arguments: dict[str, Any]) -> list[str]:
-    """Return the names that a function collects in its `**arguments`, in their order."""
-    signature = _signature_of(function)
+def _collected(signature: inspect.Signature | None, arguments: dict[str, Any]) -> list[str]:
+    """Return the names that a filler collects in its `**arguments`, in their order."""
     if signature is None:
         return list(arguments)
     parameters = signature.parameters.values()
@@ -167,7 +167,10 @@ def describe(work: dict[str, Any]) -> str:
 
 
 def _check_arguments(
-    function: Filler, arguments: Mapping[str, Any] | None, bound: dict[str, Any]
+    function: Filler,
+    signature: inspect.Signature | None,
+    arguments: Mapping[str, Any] | None,
+    bound: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what a filler is called with: the arguments, and those a partial has bound.
 
@@ -182,7 +185,6 @@ def _check_arguments(
             "name. In a Prefect .map, wrap it: arguments=unmapped({...})."
         )
     chosen = bound | dict(arguments)
-    signature = _signature_of(function)
     if signature is None:
         return chosen
     try:
