@@ -255,8 +255,9 @@ def _sources(job: Job, fingerprint: str) -> dict[str, dict[str, Any]]:
     sidecar = Sidecar.of(job.path)
     first = _read(sidecar.work(fingerprint))
     found = {digest_of(first.get("source")): first}
-    for path in sorted(sidecar.folder.glob(sidecar.source(fingerprint, "*").name)):
-        found[path.stem.rpartition("-")[2]] = _read(path)
+    with contextlib.suppress(OSError):  # the folder was removed meanwhile
+        for path in sorted(sidecar.folder.glob(sidecar.source(fingerprint, "*").name)):
+            found[path.stem.rpartition("-")[2]] = _read(path)
     return {digest: source for digest, source in found.items() if "source" in source}
 
 
