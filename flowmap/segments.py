@@ -255,15 +255,13 @@ def plan_segments(
     """
     unit = align // math.gcd(align, row_bytes) if row_bytes else 1
     block = min(_checked_block_rows(block_rows) or 1, max(rows, 1))
-    if segments is None:
-        if not rows:
-            return Plan(())
+    asked = None if segments is None else wholes(option("segments"), segments)
+    if not rows:
+        return Plan(())
+    if asked is None:
         most, both = _choose_count(rows, row_bytes, unit), math.lcm(unit, block)
         unit = both if apart or _choose_count(rows, row_bytes, both) >= most else block
         return _equal(rows, unit, _choose_count(rows, row_bytes, unit))
-    asked = wholes(option("segments"), segments)
-    if not rows:
-        return Plan(())
     if isinstance(asked, tuple):
         return _exact(rows, asked)
     if not 1 <= asked <= rows:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import math
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flowmap.arguments import seconds as checked_seconds
 from flowmap.errors import short
 from flowmap.fillers import published
 from flowmap.origin import look_in_working_directory
@@ -121,12 +121,11 @@ def seconds(_type: Any, tokens: Sequence[Token]) -> float:
     """Read a number of seconds."""
     text = tokens[0].value
     try:
-        value = float(text)
+        return checked_seconds("it", float(text))
     except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{short(text)} is not a number of seconds; write it as 30 or 0.5")
-    return value
+        raise ValueError(
+            f"{short(text)} is not a number of seconds; write it as 30 or 0.5"
+        ) from None
 
 
 def path(_type: Any, tokens: Sequence[Token]) -> str:
