@@ -116,9 +116,8 @@ class Attempt:
         self._lift_seal()
         if not self._writable:
             self._open_for_writing()
-        kept = {} if resume else NO_ROWS
         source = digest_for(self.job, self._work, before if resume else None)
-        changes = {"state": "running", "source": source, **kept}
+        changes = {"state": "running", "source": source} | ({} if resume else NO_ROWS)
         try:
             self._claim = Claim(self._ledger, before, self._work.fingerprint, **changes)
         finally:

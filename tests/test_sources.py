@@ -332,7 +332,7 @@ def test_fill_segment_warns_once(target: Target, define: Define) -> None:
 
 def cell(text: str, number: int) -> Filler:
     """Run a cell of a notebook, whose lines Python finds and whose file is not there."""
-    name = f"/tmp/ipykernel_1/{number}.py"
+    name = f"ipykernel_1/{number}.py"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(text, name, "exec"), space)
