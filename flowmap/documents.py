@@ -24,16 +24,27 @@ if TYPE_CHECKING:
 STALE_LOOKS: Final = 5
 """How often to open a file that another host keeps replacing: each makes the last one stale."""
 
+RECORD: Final = 0o644
+"""Records are replaced, never written in place. So no group may write to them, whatever the
+umask: their owner is the user who wrote them."""
+
+OUTPUT: Final = 0o666
+"""Files that the user names. Snakemake does not replace a file that it may not write to, and
+another user of the group may run it next."""
+
 _LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
 
 
 @contextlib.contextmanager
-def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator[Path]:
+def staged_json(
+    path: Path, document: dict[str, Any], *, mode: int = RECORD, end: str = ""
+) -> Iterator[Path]:
     """Write a document durably under a private name, for a `with` block to rename.
 
     Args:
         path: What the block renames it to; its folder must exist.
         document: JSON values; a checksum is added.
+        mode: Its permissions, before the umask: `RECORD` or `OUTPUT`.
         end: What follows it in the file.
 
     Yields:
@@ -43,22 +54,21 @@ def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator
     if len(text) > _LONGEST_JSON:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     private = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    # It is replaced, never written in place. So no group may write to it, whatever the umask:
-    # the owner of a document is the user who wrote it.
-    with created(private, 0o644) as descriptor:
+    with created(private, mode) as descriptor:
         write_all(descriptor, text.encode(), 0)
         os.fsync(descriptor)
         yield private
 
 
-def publish_json(path: Path, document: dict[str, Any]) -> None:
+def publish_json(path: Path, document: dict[str, Any], *, mode: int = RECORD) -> None:
     """Put a document at `path` durably, all of it or nothing, in place of what is there.
 
     Args:
         path: Where; its folder must exist.
         document: JSON values; a checksum is added.
+        mode: Its permissions, before the umask: `RECORD` or `OUTPUT`.
     """
-    with staged_json(path, document) as private:
+    with staged_json(path, document, mode=mode) as private:
         put_in_place(private, path, replace=True)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from flowmap._version import __version__
-from flowmap.documents import read_json, staged_json, without_nan
+from flowmap.documents import OUTPUT, read_json, staged_json, without_nan
 from flowmap.errors import ForeignFileError, InvalidArgumentError, storage_error
 from flowmap.job import refuse_replaced
 from flowmap.records import rows_kept
@@ -172,7 +172,7 @@ def export(path: str | os.PathLike[str], file: str | os.PathLike[str]) -> dict[s
     document = record_of(path)
     earlier = _earlier(place)
     try:
-        with staged_json(place, document, end="\n") as private:
+        with staged_json(place, document, mode=OUTPUT, end="\n") as private:
             put_in_place(private, place, replace=earlier)
     except FileExistsError as error:
         raise _foreign(place, "it appeared meanwhile") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.documents import publish_json, read_json
+from flowmap.documents import OUTPUT, publish_json, read_json
 from flowmap.errors import (
     ClaimLostError,
     ForeignFileError,
@@ -87,7 +87,7 @@ def write(place: Path, target: Target, segments: Sequence[Segment] = ()) -> None
     """
     document = _document(target, segments)
     with told("cannot write the sentinel", place):
-        publish_json(place, document)
+        publish_json(place, document, mode=OUTPUT)
 
 
 def _document(target: Target, segments: Sequence[Segment]) -> dict[str, Any]:

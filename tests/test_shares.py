@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from flowmap.errors import (
     SegmentsFailedError,
     WrongTypeError,
 )
+from flowmap.exporting import export
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +66,20 @@ def test_any_number_of_shares_makes_the_whole(target: Target, items: int) -> Non
     assert told == list(range(10))
     assert flowmap.validate(target).ok
     np.testing.assert_array_equal(np.load(target.path), np.sqrt(np.arange(100.0)))
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_who_may_write_a_sentinel(target: Target, mask: int) -> None:
+    """What the umask leaves: Snakemake replaces nothing that the user may not write to."""
+    before = os.umask(mask)
+    try:
+        flowmap.fill_share(target, "1-of-2", ramp, sentinel=target.path.with_name("1.json"))
+        export(target, target.path.with_name("export.json"))
+    finally:
+        os.umask(before)
+    for name in ("1.json", "export.json"):
+        mode = target.path.with_name(name).stat().st_mode
+        assert stat.S_IMODE(mode) == 0o666 & ~mask
 
 
 def test_what_is_done_is_not_computed_again(target: Target, tmp_path: Path) -> None:

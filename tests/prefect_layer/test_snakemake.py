@@ -1,4 +1,7 @@
-"""The Snakefile, the wrapper and the scripts of `workflows/`, with the real Snakemake."""
+"""The Snakefile, the wrapper and the scripts of `workflows/`, with the real Snakemake.
+
+All of it runs as an ordinary user, for whom a read-only file is read-only.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +23,7 @@ import squid_axon
 from markdown_it import MarkdownIt
 from prefect_layer.conftest import ROOT
 from servers import BIN, until
-from support import damage
+from support import ORDINARY, damage
 
 import flowmap
 
@@ -29,14 +33,18 @@ if TYPE_CHECKING:
 SNAKEMAKE = Path(sys.prefix) / "snakemake" / "bin" / "snakemake"
 """In an environment of its own, as users have it."""
 
-pytestmark = pytest.mark.skipif(
-    not SNAKEMAKE.exists(), reason="needs Snakemake: make .venv/snakemake.ready"
-)
+AS_USER = ORDINARY if os.geteuid() == 0 else []
+
+pytestmark = [
+    pytest.mark.skipif(
+        not SNAKEMAKE.exists(), reason="needs Snakemake: make .venv/snakemake.ready"
+    ),
+    pytest.mark.system(*AS_USER[:1], packages="util-linux"),
+]
 
 PLANE = {"current_max": 60.0, "temperature_min": 3.0, "duration_ms": 1.0}
 """A sweep that takes no time, but for as many rows as the real one has."""
 
-GROWING = "results/parameter_sweep.growing.npy"
 FINAL = "results/parameter_sweep.npy"
 ITEMS = 4
 """Fewer than the Snakefile has, of thirteen segments each."""
@@ -72,7 +80,7 @@ class Workflow:
         """Return the command that runs it on two cores, in so many items or its own number."""
         scattered = ["--set-scatter", f"sweep={items}"] if items else []
         options = ["--cores", "2", "--configfile", "other.yaml", *scattered]
-        return [str(SNAKEMAKE), *words, *options]
+        return [*AS_USER, str(SNAKEMAKE), *words, *options]
 
     def run(
         self, *words: str, items: int | None = ITEMS, code: int = 0, **variables: str
@@ -81,10 +89,11 @@ class Workflow:
         done = subprocess.run(
             self.command(*words, items=items),
             cwd=self.folder,
-            env=environment() | variables,
+            env=self.environment | variables,
             capture_output=True,
             text=True,
             check=False,
+            umask=0o002,
         )
         said = done.stdout + done.stderr
         logs = "".join(log.read_text() for log in self.folder.glob("logs/**/*.log"))
@@ -92,19 +101,22 @@ class Workflow:
         return said
 
     @property
-    def target(self) -> flowmap.Target:
-        """The array as it grows."""
-        return flowmap.open_target(self.folder / GROWING)
+    def environment(self) -> dict[str, str]:
+        """With `flowmap` on the PATH, and a home that an ordinary user can write to."""
+        mine = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        path = f"{BIN}{os.pathsep}{mine['PATH']}"
+        return mine | {"PATH": path, "HOME": str(self.folder.parent)}
+
+    @property
+    def targets(self) -> list[flowmap.Target]:
+        """The arrays of all configurations, the one that was begun last at the end."""
+        arrays = (self.folder / "results").glob("*/parameter_sweep.npy")
+        targets = map(flowmap.open_target, arrays)
+        return sorted(targets, key=lambda target: float(target.job.made["time"]))
 
     def sentinels(self) -> set[str]:
         """Return the items that have a sentinel."""
-        return {file.stem for file in (self.folder / "results" / "filled").glob("*.json")}
-
-
-def environment() -> dict[str, str]:
-    """Return an environment with `flowmap` on the PATH, and nothing else of this one's."""
-    mine = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return mine | {"PATH": f"{BIN}{os.pathsep}{mine['PATH']}"}
+        return {file.stem for file in self.folder.glob("results/*/sentinels/*-of-*.json")}
 
 
 def jobs_of(said: str) -> dict[str, int]:
@@ -147,9 +159,11 @@ def done(whole: Path, tmp_path: Path) -> Workflow:
 
 def test_whole_run(done: Workflow) -> None:
     """The array appears under its name, right and read-only, and each job leaves its traces."""
-    rows = np.load(done.folder / FINAL)
-    assert rows.tobytes() == expected()
-    assert (done.folder / FINAL).samefile(done.folder / GROWING)
+    final, [target] = done.folder / FINAL, done.targets
+    assert np.load(final).tobytes() == expected()
+    assert not final.readlink().is_absolute()
+    assert final.resolve() == target.path
+    assert stat.S_IMODE(final.stat().st_mode) == 0o444
     assert done.sentinels() == {f"{item}-of-4" for item in range(1, 5)}
     for item in done.sentinels():
         log = (done.folder / "logs" / "fill" / f"{item}.log").read_text()
@@ -161,70 +175,98 @@ def test_whole_run(done: Workflow) -> None:
 
 
 def test_nothing_is_left_to_be_done(done: Workflow) -> None:
-    """A dry run says so, also after a change of the filler that is no new version."""
-    assert "Nothing to be done" in done.run("--dry-run")
+    """A dry run says so, also after a change that matters to nobody.
+
+    That is other text of the filler of the same version, and another order of the arguments.
+    """
     with (done.folder.parent / "flows" / "squid_axon.py").open("a") as file:
         file.write("\n# A comment.\n")
+    head, arguments = (done.folder / "config.yaml").read_text().split("arguments:\n")
+    reversed_ = "\n".join(reversed(arguments.splitlines()))
+    (done.folder / "config.yaml").write_text(f"{head}arguments:\n{reversed_}\n")
+    done.configure(**dict(reversed(PLANE.items())))
     assert "Nothing to be done" in done.run("--dry-run")
 
 
 def test_other_number_of_items(done: Workflow) -> None:
     """The new items have their sentinels, and none of them computes anything."""
-    job, before = done.target.job.id, (done.folder / FINAL).read_bytes()
+    job, before = done.targets[0].job.id, (done.folder / FINAL).read_bytes()
     said = done.run(items=5)
     assert jobs_of(said) == {"all": 1, "fill": 5, "validate": 1}
-    assert done.target.job.id == job
-    assert (done.target.status()["attempt"] == 1).all()
+    [target] = done.targets
+    assert target.job.id == job
+    assert (target.status()["attempt"] == 1).all()
     assert {f"{item}-of-5" for item in range(1, 6)} < done.sentinels()
     assert (done.folder / FINAL).read_bytes() == before
 
 
 def test_other_parameters(done: Workflow) -> None:
-    """Both take it for another job: all is done anew, and the old array stays until then."""
-    job = done.target.job.id
+    """They have an array of their own, and the old one has the name until that is valid."""
     done.configure(**PLANE | {"temperature_min": 4.0})
-    said = done.run("--dry-run")
-    assert jobs_of(said) == {"all": 1, "allocate": 1, "fill": ITEMS, "validate": 1}
-    assert "Params have changed" in said
-    done.run("results/allocated.json")
-    assert done.target.job.id != job
-    assert len(done.target.pending()) == 52
+    done.run("--until", "allocate")
+    assert len(done.targets[1].pending()) == 52
     assert np.load(done.folder / FINAL).tobytes() == expected()
-    done.run()
+    said = done.run()
+    assert jobs_of(said) == {"all": 1, "fill": ITEMS, "validate": 1}
     assert np.load(done.folder / FINAL).tobytes() == expected(temperature_min=4.0)
+    done.configure(**PLANE)
+    assert jobs_of(done.run()) == {"all": 1, "validate": 1}, "back, the old one is there"
+    assert np.load(done.folder / FINAL).tobytes() == expected()
 
 
-def test_allocating_again(done: Workflow) -> None:
-    """Forced, it attaches to the job; a lost sentinel comes back; nothing is computed again."""
-    job = done.target.job.id
-    (done.folder / "results" / "filled" / "3-of-4.json").unlink()
-    done.run("--forcerun", "allocate")
-    assert done.target.job.id == job
-    assert (done.target.status()["attempt"] == 1).all()
+def test_again(done: Workflow) -> None:
+    """Forced, or without its outputs, all rules run and find everything done."""
+    [before] = done.targets
+    rules = {"all": 1, "allocate": 1, "fill": ITEMS, "validate": 1}
+    done.run("--forceall")
+    done.run("--delete-all-output")
+    assert not done.sentinels()
+    assert not os.path.lexists(done.folder / FINAL)
+    assert jobs_of(done.run()) == rules
+    assert np.load(done.folder / FINAL).tobytes() == expected()
+    [target] = done.targets
+    assert target.job.id == before.job.id
+    assert (target.status()["attempt"] == 1).all()
     assert "Nothing to be done" in done.run("--dry-run")
 
 
 def test_array_that_was_deleted(done: Workflow) -> None:
-    """What the sentinels say is not believed of an array that began anew."""
-    shutil.rmtree(done.folder / f"{GROWING}.flowmap")
-    (done.folder / GROWING).unlink()
-    said = done.run("--forcerun", "validate", code=1)
-    assert "Error in rule validate" in said
-    assert "no target here" in (done.folder / "logs" / "validate.log").read_text()
-    done.run("--forcerun", "allocate")
+    """What its sentinels say is not believed, and its name is no hindrance."""
+    done.targets[0].path.unlink()
+    assert jobs_of(done.run()) == {"all": 1, "allocate": 1, "fill": ITEMS, "validate": 1}
     assert np.load(done.folder / FINAL).tobytes() == expected()
 
 
 def test_damage_is_mended(done: Workflow) -> None:
     """A validation that finds it fails; what fills computes that and nothing else."""
-    (done.folder / FINAL).unlink()
-    damage(done.target, 20)
-    said = done.run(code=1)
+    [target] = done.targets
+    target.path.chmod(0o644)
+    damage(target, 20)
+    target.path.chmod(0o444)
+    said = done.run("--forcerun", "validate", code=1)
     assert "Error in rule validate" in said
+    assert not os.path.lexists(done.folder / FINAL), "nothing that is damaged has the name"
     assert "segment 0020" in (done.folder / "logs" / "validate.log").read_text()
     done.run("--forcerun", "fill")
-    assert np.flatnonzero(done.target.status()["attempt"] > 1).tolist() == [20]
+    assert np.flatnonzero(target.status()["attempt"] > 1).tolist() == [20]
     assert np.load(done.folder / FINAL).tobytes() == expected()
+
+
+@pytest.mark.system("setpriv", packages="util-linux", root=True)
+def test_another_user_of_the_group(done: Workflow) -> None:
+    """In a shared folder one user runs again what another made, as it is and changed."""
+    other, shared = 65534, done.folder.parent
+    for path in (shared, *shared.rglob("*")):
+        os.chown(path, other, os.getegid(), follow_symlinks=False)
+    for path in (shared, done.folder):
+        path.chmod(0o2770)
+    done.run("--forceall")
+    assert np.load(done.folder / FINAL).tobytes() == expected()
+    done.configure(**PLANE | {"temperature_min": 4.0})
+    done.run()
+    assert np.load(done.folder / FINAL).tobytes() == expected(temperature_min=4.0)
+    assert [target.path.stat().st_uid for target in done.targets] == [other, os.geteuid()]
+    assert (done.targets[0].status()["attempt"] == 1).all()
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:
@@ -234,7 +276,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     process = subprocess.Popen(
         workflow.command(items=items),
         cwd=workflow.folder,
-        env=environment(),
+        env=workflow.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -248,14 +290,15 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         for pid in map(int, session.stdout.split()):
             os.kill(pid, signal.SIGKILL)
         process.wait()
-    status = workflow.target.status()
+    [target] = workflow.targets
+    status = target.status()
     done = np.flatnonzero(status["state"] == "done")
     assert 12 <= len(done) < 52
     vouched = len(workflow.sentinels())
     assert "Unlocked" in workflow.run("--unlock", items=items)
     said = workflow.run("--rerun-incomplete", items=items)
     assert 0 <= jobs_of(said)["fill"] - (items - vouched) <= 2, "what it did not note"
-    again = workflow.target.status()
+    again = target.status()
     assert (again["attempt"][done] == 1).all()
     assert (again["finished"][done] == status["finished"][done]).all()
     assert np.load(workflow.folder / FINAL).tobytes() == expected()
@@ -277,7 +320,7 @@ def test_failing_segment(tmp_path: Path) -> None:
     log = (workflow.folder / "logs" / "fill" / "2-of-4.log").read_text()
     assert "segment 0020" in log
     assert "no such membrane" in log
-    attempts = workflow.target.status()["attempt"].tolist()
+    attempts = workflow.targets[0].status()["attempt"].tolist()
     assert attempts[20] == 3, "tried again twice"
     assert attempts[:20] + attempts[21:] == [1] * 51
     assert not (workflow.folder / FINAL).exists()

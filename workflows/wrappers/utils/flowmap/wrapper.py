@@ -5,6 +5,7 @@ __copyright__ = "Copyright 2026, the flowmap developers"
 __license__ = "BSD-3-Clause"
 
 import json
+import os
 import shlex
 
 from snakemake.shell import shell
@@ -25,6 +26,7 @@ if command != "validate":
 call = shlex.join(words)
 shell("{call} {extra} {log}")
 
-if command == "validate":  # a link takes no space; it is newer than the sentinels once touched
-    array = shlex.quote(target)
-    shell("ln -f {array} {snakemake.output:q} && touch {snakemake.output:q}")
+if command == "validate":  # Snakemake would not replace a hard link: the array is read-only now
+    output = snakemake.output[0]
+    folder = os.path.realpath(os.path.dirname(output))
+    os.symlink(os.path.relpath(os.path.realpath(target), folder), output)
