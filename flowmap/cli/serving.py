@@ -18,11 +18,18 @@ _SIGNS: Final = ("Failed to reach API", "ephemeral Prefect API server", "httpx")
 def needing_server() -> Iterator[None]:
     """Say what to do where no Prefect server answers, for a `with` block.
 
+    Unless the user has set it, a call to a server that is gone ends after some seconds, where
+    Prefect tries for minutes.
+
     Raises:
         ClusterError: None does.
     """
+    from prefect import settings  # noqa: PLC0415 -- for the commands that load it anyway
+
+    briefly = {settings.PREFECT_CLIENT_MAX_RETRIES: 2, settings.PREFECT_API_REQUEST_TIMEOUT: 15}
     try:
-        yield
+        with settings.temporary_settings(set_defaults=briefly):
+            yield
     except FlowmapError:
         raise
     except Exception as error:
@@ -30,6 +37,6 @@ def needing_server() -> Iterator[None]:
             raise
         raise ClusterError(
             f"No Prefect server answers: {said(error).rstrip('.')}. `flowmap doctor` looks for "
-            "the cause, and says how to start one. `flowmap alloc` and `flowmap fill` need no "
-            "server."
+            "the cause, and says how to start one. What was filled is kept; `flowmap fill` needs "
+            "no server."
         ) from error

@@ -1,0 +1,56 @@
+"""Events that a lost server leaves unsent: the process ends all the same.
+
+Prefect sends the events of task runs, and lines of the log, from threads of its own, and at the
+end of a process waits for all of them. Where the server was killed each event waits for seven
+seconds by itself, and for minutes where the server hangs: for many segments that is an hour.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import weakref
+from typing import Any, Final
+
+from prefect._internal.concurrency.services import QueueService, _QueueServiceBase
+
+PATIENCE: Final = 5.0
+"""Seconds, at the end of a process, in which more than one event must be sent."""
+
+_LOGGER: Final = logging.getLogger("flowmap")
+_BOUNDED: Final[weakref.WeakSet[QueueService[Any]]] = weakref.WeakSet()
+
+
+def bound_exit() -> None:
+    """Let this process end soon, though the server is gone; called once it has sent something.
+
+    Python calls what is registered in reverse order: this before Prefect's own, which was
+    registered when the service started, and has no bound.
+    """
+    services: dict[int, QueueService[Any]] = vars(_QueueServiceBase)["_instances"]
+    for service in tuple(services.values()):
+        if service not in _BOUNDED:
+            _BOUNDED.add(service)
+            with contextlib.suppress(RuntimeError):  # the process ends already
+                threading._register_atexit(_end, service)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _end(service: Any) -> None:
+    """End a service when everything is sent, or when nothing gets through any more."""
+    task = service._task  # noqa: SLF001 -- nothing public; draining forgets it
+    sent = service._drain(at_exit=True)  # noqa: SLF001 -- its future has a timeout
+    left = service._queue.qsize()  # noqa: SLF001
+    while not sent.done():
+        before = left
+        concurrent.futures.wait([sent], PATIENCE)
+        left = service._queue.qsize()  # noqa: SLF001
+        if task is not None and not sent.done() and before - left <= 1:
+            _LOGGER.warning(
+                "The Prefect server does not answer: what it does not know yet of this run (%s "
+                "messages) is not sent. The file and its records are complete without it.",
+                left or 1,
+            )
+            service._loop.call_soon_threadsafe(task.cancel)  # noqa: SLF001
+            break
