@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import threading
 import weakref
@@ -47,10 +48,15 @@ def _end(service: Any) -> None:
         concurrent.futures.wait([sent], PATIENCE)
         left = service._queue.qsize()  # noqa: SLF001
         if task is not None and not sent.done() and before - left <= 1:
-            _LOGGER.warning(
-                "The Prefect server does not answer: what it does not know yet of this run (%s "
-                "messages) is not sent. The file and its records are complete without it.",
-                left or 1,
-            )
+            _tell()
             service._loop.call_soon_threadsafe(task.cancel)  # noqa: SLF001
             break
+
+
+@functools.cache
+def _tell() -> None:
+    """Say it once, for the events and the log."""
+    _LOGGER.warning(
+        "The Prefect server does not answer, and will not show all of this run. The file and "
+        "its records do not depend on it."
+    )
