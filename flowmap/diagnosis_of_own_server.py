@@ -44,8 +44,8 @@ def hindrance() -> Finding | None:
 def loopback() -> Iterator[Finding]:
     """Look whether a server of this machine can be reached; say nothing where it can."""
     try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", 0)) as there:
+            socket.create_connection(there.getsockname(), timeout=4).close()
     except OSError as error:
         found = f"This machine has no loopback interface, 127.0.0.1 ({error.strerror})."
         yield Finding("loopback", "trouble", found, "As root: ip link set lo up")
@@ -70,9 +70,8 @@ def proxy(settings: Settings) -> Iterator[Finding]:
 def go_around_proxy() -> None:
     """Let this process and its children ask no proxy for what is on this machine."""
     there = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-    os.environ["no_proxy"] = ",".join(
-        filter(None, (there, LOOPBACK))
-    )  # it counts before NO_PROXY
+    if LOOPBACK not in there:  # the name in lower case counts first
+        os.environ["no_proxy"] = f"{there},{LOOPBACK}".lstrip(",")
 
 
 def database(settings: Settings) -> Iterator[Finding]:
