@@ -17,8 +17,12 @@ from typing import Any, Final
 
 from prefect._internal.concurrency.services import QueueService, _QueueServiceBase
 
-PATIENCE: Final = 5.0
-"""Seconds, at the end of a process, in which more than one event must be sent."""
+PATIENCE: Final = 10.0
+"""Seconds, at the end of a process, in which a server that is there takes some messages."""
+
+_FEWEST: Final = 3
+"""What leaves the queue in that time if the server is there; where it is not, each takes seven
+seconds to be given up."""
 
 _LOGGER: Final = logging.getLogger("flowmap")
 _BOUNDED: Final[weakref.WeakSet[QueueService[Any]]] = weakref.WeakSet()
@@ -39,18 +43,20 @@ def bound_exit() -> None:
 
 
 def _end(service: Any) -> None:
-    """End a service when everything is sent, or when nothing gets through any more."""
-    task = service._task  # noqa: SLF001 -- nothing public; draining forgets it
+    """End a service when all is sent, or when next to nothing gets through any more."""
+    task, queue = service._task, service._queue  # noqa: SLF001 -- draining forgets the task
     sent = service._drain(at_exit=True)  # noqa: SLF001 -- its future has a timeout
-    left = service._queue.qsize()  # noqa: SLF001
-    while not sent.done():
+    left = queue.unfinished_tasks
+    while task is not None:
         before = left
-        concurrent.futures.wait([sent], PATIENCE)
-        left = service._queue.qsize()  # noqa: SLF001
-        if task is not None and not sent.done() and before - left <= 1:
+        concurrent.futures.wait([sent], 1 if _tell.cache_info().currsize else PATIENCE)
+        left = queue.unfinished_tasks
+        if sent.done() or not left:  # Prefect bounds the end of the connection itself
+            return
+        if before - left < _FEWEST:
             _tell()
             service._loop.call_soon_threadsafe(task.cancel)  # noqa: SLF001
-            break
+            return
 
 
 @functools.cache

@@ -21,12 +21,15 @@ from prefect.events.clients import EventsClient, PrefectEventsClient
 from prefect.events.utilities import emit_event
 from prefect.states import Completed
 import flowmap
+import flowmap.unsent
 from flowmap.task_runs import SegmentRun
 from flowmap.tasks import fill_task
 
 async def lost(self, event):
     await asyncio.sleep(7)  # as long as Prefect's own tries again, for each event
     raise ConnectionRefusedError
+
+flowmap.unsent.PATIENCE = 2
 
 # A server that was there when the first event was sent.
 PrefectEventsClient.__aenter__ = EventsClient.__aenter__
