@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support import stable_id
 
 import flowmap
 from flowmap.deployed import work_of
@@ -112,7 +113,7 @@ def choosing(
         ("random", {"high": None}),
         (choosing, {"rate": None}),
     ],
-    ids=str,
+    ids=stable_id,
 )
 def test_null_for_a_number(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, filler: Any, arguments: dict[str, Any]
