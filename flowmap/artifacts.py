@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flowmap.target import Target
 
 _SECONDS: Final = 2.0  # between two updates: each is an API call
-_PATIENCE: Final = 15.0  # seconds at the end: a server that hangs may never answer
+_PATIENCE: Final = 30.0  # seconds at the end: a server that hangs may never answer
 _LONGEST: Final = 100_000  # characters of a parameter; Prefect refuses 512 KB in all
 
 
@@ -111,10 +111,12 @@ class Artifacts:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, Exception):
-            ended, _late = wait(self._calls, _PATIENCE)
+            ended, late = wait(self._calls, _PATIENCE)
             for error in (call.exception() for call in ended):
                 if error is not None:
                     get_run_logger().warning("Not shown in the UI: %s", said(error))
+            if late:
+                get_run_logger().warning("Not shown in the UI: the server does not answer")
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, rows: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
+from flowmap.errors import said
 from flowmap.findings import Finding
 from flowmap.settings_of_prefect import Settings
 
@@ -47,7 +48,7 @@ def loopback() -> Iterator[Finding]:
         with socket.create_server(("127.0.0.1", 0)) as there:
             socket.create_connection(there.getsockname(), timeout=4).close()
     except OSError as error:
-        found = f"This machine has no loopback interface, 127.0.0.1 ({error.strerror})."
+        found = f"This machine has no loopback interface, 127.0.0.1 ({said(error)})."
         yield Finding("loopback", "trouble", found, "As root: ip link set lo up")
 
 
@@ -117,9 +118,8 @@ def _unwritable(path: Path) -> str:
     try:
         if path.exists():
             os.close(os.open(path, os.O_RDWR))
-        folder = next(
-            each for each in path.parents if each.exists()
-        )  # Prefect makes the others
+        # Prefect makes the folders that are missing.
+        folder = next(each for each in path.parents if each.exists())
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_ROOM))
             file.flush()

@@ -35,7 +35,7 @@ def needing_server() -> Iterator[None]:
     briefly = {settings.PREFECT_CLIENT_MAX_RETRIES: 2, settings.PREFECT_API_REQUEST_TIMEOUT: 15}
     go_around_proxy()
     if (found := hindrance()) is not None:
-        raise ClusterError(f"No Prefect server can start here. {found.found} {found.remedy}.")
+        raise ClusterError(f"No Prefect server can start here. {found.found} {found.remedy}")
     try:
         with settings.temporary_settings(set_defaults=briefly):
             yield
