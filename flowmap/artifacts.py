@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextvars
+import json
+import math
 import re
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+import numpy as np
 from prefect import get_run_logger
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -16,7 +19,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flowmap.errors import printable, said
+from flowmap.errors import printable, said, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from flowmap.target import Target
 
 _SECONDS: Final = 2.0  # between two updates: each is an API call
+_PATIENCE: Final = 30.0  # seconds at the end: a server that hangs may never answer
+_LONGEST: Final = 100_000  # characters of a parameter; Prefect refuses 512 KB in all
 
 
 def artifact_key(target: Target, kind: str) -> str:
@@ -46,12 +51,48 @@ def code(value: object) -> str:
     return f"{fence} {text} {fence}" if longest else f"`{text}`"
 
 
+def shown(value: object) -> Any:
+    """Return what Prefect stores and shows of a parameter; the filler gets it as it is.
+
+    Some values do not survive on the way to Prefect's database. While a run has a whole number
+    beyond 64 bits, the server of Prefect 3.8 answers its list of runs with status 500; NaN and
+    infinity become null; a lone surrogate ends the client; PostgreSQL refuses a NUL. They
+    become texts.
+    """
+    try:
+        plain = _plain(value)
+        fits = len(json.dumps(plain)) <= _LONGEST
+    except RecursionError:  # it holds itself
+        fits = False
+    return plain if fits else printable(short(value, _LONGEST))
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, dict):
+        return {_key(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.bool_ | np.integer | np.str_):
+        value = value.item()
+    if isinstance(value, float | np.floating):
+        value = float(value) if math.isfinite(float(value)) else str(value)
+    small = not isinstance(value, int) or -(2**63) <= value < 2**63
+    if value is None or (isinstance(value, int | float) and small):
+        return value
+    return printable(value if isinstance(value, str) else short(value, _LONGEST))
+
+
+def _key(key: object) -> str:
+    return printable(key if isinstance(key, str) else short(key))
+
+
 class Artifacts:
     """The artifacts of a flow run: how many of a job's rows are done, and what came of it.
 
     The calls are made in a thread of their own, since each takes long on a server that records
-    thousands of task runs meanwhile; the end of the `with` block waits for them, unless the run
-    was cut short. One that fails is told in the log and costs no more than itself.
+    thousands of task runs meanwhile; the end of the `with` block waits for them for some
+    seconds, unless the run was cut short. One that fails is reported in the log and costs no
+    more than itself.
 
     Args:
         target: The target.
@@ -69,11 +110,14 @@ class Artifacts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        wait = kind is None or issubclass(kind, Exception)
-        self._thread.shutdown(wait=wait, cancel_futures=not wait)
-        for call in self._calls:
-            if wait and (error := call.exception()):
-                get_run_logger().warning("Not shown in the UI: %s", said(error))
+        if kind is None or issubclass(kind, Exception):
+            ended, late = wait(self._calls, _PATIENCE)
+            for error in (call.exception() for call in ended):
+                if error is not None:
+                    get_run_logger().warning("Not shown in the UI: %s", said(error))
+            if late:
+                get_run_logger().warning("Not shown in the UI: the server does not answer")
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, rows: int) -> None:
         """Show that so many rows are to be filled in this run."""

@@ -9,15 +9,18 @@ its filler runs, since a worker on another machine has other variables.
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect import context
 
 from flowmap.allowed import FILLERS, check_allowed
-from flowmap.errors import InvalidArgumentError, short
+from flowmap.errors import InvalidArgumentError, WrongTypeError, short
 from flowmap.root import ROOT, root, rooted
+from flowmap.values import ON_NULL
 from flowmap.work import Work
 
 if TYPE_CHECKING:
@@ -101,13 +104,32 @@ def work_of(filler: Filler | str, arguments: Mapping[str, Any] | None) -> Work:
 
     Raises:
         FillerRefusedError: As in `check_filler`.
+        WrongTypeError: A null where the filler takes a number: Prefect stores NaN as null.
         FlowmapError: As in `Work.of`.
     """
     check_filler(filler)
     work = Work.of(filler, arguments)
     if not is_deployed():
         return work
+    _check_nulls(work)
     return replace(work, limits=replace(work.limits, fillers=_allowed()))
+
+
+def _check_nulls(work: Work) -> None:
+    """Refuse None for a number, unless it says more than to leave the argument out."""
+    nulls = [name for name, value in work.arguments.items() if value is None]
+    try:
+        parameters = inspect.signature(work.function).parameters if nulls else {}
+    except (TypeError, ValueError):  # a builtin function, which has none
+        return
+    for name in parameters.keys() & nulls:
+        kind, default = str(parameters[name].annotation), parameters[name].default
+        says_more = re.search(r"\b(None|Optional)\b", kind) and default is not None
+        if re.search(r"\b(int|float|complex)\b", kind) and not says_more:
+            raise WrongTypeError(
+                f"arguments[{name!r}] is null, and {work.name} takes a number. {ON_NULL} For "
+                "its default, leave it out."
+            )
 
 
 def _allowed() -> tuple[str, ...]:

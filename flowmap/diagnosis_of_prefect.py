@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.client
-import importlib.util
-import ipaddress
 import json
 import platform
-import re
-import socket
-import sqlite3
 import urllib.error
 import urllib.request
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from flowmap.batches import BATCHES
+from flowmap.diagnosis_of_own_server import database, host_of, is_here, loopback, proxy
 from flowmap.errors import said, short
 from flowmap.extras import DISTRIBUTION, pip_install
 from flowmap.findings import Finding, guarded
@@ -45,9 +39,6 @@ _WHY: Final = {
     "fastapi": ", since the server of Prefect 3.8 does not start with the newest",
 }
 """What a version that does not fit costs, where it is known."""
-
-_SQLITE: Final = "sqlite+aiosqlite:///"
-_REVISION: Final = re.compile(r"""^revision = ["'](\w+)["']""", re.MULTILINE)
 
 _WITH_FINDINGS: Final = ("prefect", "fastapi")
 """The packages that have a finding each, also where they fit."""
@@ -120,7 +111,9 @@ def prefect() -> Iterator[Finding]:
     """
     settings = Settings()
     yield from guarded("plugins", functools.partial(_plugins, settings))
-    yield from guarded("database", functools.partial(_database, settings))
+    yield from guarded("database", functools.partial(database, settings))
+    yield from guarded("loopback", loopback)
+    yield from guarded("proxy", functools.partial(proxy, settings))
     yield from guarded("server", functools.partial(_server, settings))
 
 
@@ -158,54 +151,6 @@ def _plugins(settings: Settings) -> Iterator[Finding]:
         yield Finding("plugins", "ok", f"Prefect's plugins are on ({enabled.where}).")
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
-    """Look whether a server that starts here can open the database that it would take."""
-    url = settings.get("api", "url")
-    if url is not None and url.value and not _is_here(_host(url.value) or ""):
-        return
-    chosen = settings.get("server.database", "connection_url")
-    text = f"{_SQLITE}{settings.home}/prefect.db" if chosen is None else str(chosen.value)
-    path = Path(text.removeprefix(_SQLITE).partition("?")[0])
-    known = _known_revisions()
-    if not text.startswith(_SQLITE) or not path.is_file() or not known:
-        return
-    revision = _revision(path)
-    if revision is None or revision in known:
-        yield Finding("database", "ok", f"This Prefect can use its database {path}.")
-        return
-    yield Finding(
-        "database",
-        "trouble",
-        f"Prefect's database {path} was made by a newer Prefect: Prefect "
-        f"{metadata.version('prefect')} cannot locate its revision {revision}, and with it no "
-        "server or flow starts.",
-        "pip install --upgrade prefect; or let this Prefect have a folder and database of its "
-        "own: export PREFECT_HOME=$HOME/.prefect-other",
-    )
-
-
-def _revision(path: Path) -> str | None:
-    """Return the revision of a database, None where it is new; leave nothing beside it."""
-    still = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
-    address = f"file:{quote(str(path.absolute()))}?mode=ro{still}"
-    with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
-        tables = {name for (name,) in database.execute("select name from sqlite_master")}
-        if "alembic_version" not in tables:
-            return None
-        row = database.execute("select version_num from alembic_version").fetchone()
-    return None if row is None else str(row[0])
-
-
-def _known_revisions() -> set[str]:
-    """Return the revisions of databases that the installed Prefect knows."""
-    found = importlib.util.find_spec("prefect")
-    if found is None or found.origin is None:
-        return set()
-    folder = Path(found.origin).parent / "server/database/_migrations/versions/sqlite"
-    texts = (path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
-    return {revision for text in texts for revision in _REVISION.findall(text)}
-
-
 def _server(settings: Settings) -> Iterator[Finding]:
     """Look for the server, and at how it records."""
     setting = settings.get("api", "url")
@@ -214,7 +159,7 @@ def _server(settings: Settings) -> Iterator[Finding]:
         yield Finding("server", "note", found, _START)
         return
     named = f"PREFECT_API_URL ({setting.where})"
-    host = _host(setting.value)
+    host = host_of(setting.value)
     if host is None:
         found = f"{named} is {short(setting.value)}, which is no address of a server."
         yield Finding("server", "trouble", found, _SET_URL)
@@ -240,21 +185,12 @@ def _server(settings: Settings) -> Iterator[Finding]:
         yield _no_prefect(place, str(error) or said(error))
         return
     yield finding
-    if _is_here(host):
+    if is_here(host):
         yield from guarded("recorder", functools.partial(_recorder, place))
 
 
-def _host(url: Any) -> str | None:
-    """Return the host of a server's address, None where it is not one."""
-    try:
-        parts = urlsplit(str(url))
-    except ValueError:
-        return None
-    return parts.hostname if parts.scheme in ("http", "https") else None
-
-
 def _remedy_without(host: str) -> str:
-    if _is_here(host):
+    if is_here(host):
         return "In a terminal of its own: prefect server start"
     return (
         "See whether it runs, and can be reached from here; to do without it: "
@@ -322,7 +258,7 @@ def _ask(url: str) -> Any:
     """
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 -- http(s)
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310 -- likewise
+        with _opener(url).open(request, timeout=PATIENCE) as answer:
             text = answer.read(_LONGEST)
     except urllib.error.HTTPError as error:
         error.close()
@@ -333,12 +269,7 @@ def _ask(url: str) -> Any:
         raise ValueError("its answer is no JSON") from error
 
 
-def _is_here(host: str) -> bool:
-    """Tell whether a name or number is this machine's, as far as it can be told at once."""
-    if host in ("localhost", socket.gethostname()):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """Return what opens an address: without a proxy if it is on this machine."""
+    proxies: dict[str, str] | None = {} if is_here(host_of(url) or "") else None
+    return urllib.request.build_opener(urllib.request.ProxyHandler(proxies))

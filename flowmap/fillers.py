@@ -317,7 +317,7 @@ def random(
     out: NDArray[Any],
     block: Block,
     *,
-    seed: int = 0,
+    seed: int | str = 0,
     distribution: Distribution = "uniform",
     low: float | None = None,
     high: float | None = None,
@@ -342,7 +342,8 @@ def random(
         out: Shape (rows, ...), of numbers or bool, or of records of such; "normal" needs
             floats or complex numbers, whose parts are drawn one after the other.
         block: The rows.
-        seed: From 0 to 2**128 - 1.
+        seed: From 0 to 2**128 - 1; also as text, "340282366920938463463", since not all JSON
+            keeps so large a number.
         distribution: "uniform": floats or whole numbers of [low, high), as the dtype is.
             Whole numbers are floor(word * (high - low) / 2**64) + low, whose probabilities
             differ by 2**-64 at most. "normal".

@@ -15,7 +15,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from pydantic import BeforeValidator, Field
 
-from flowmap.artifacts import Artifacts
+from flowmap.artifacts import Artifacts, shown
 from flowmap.callables import open_partial
 from flowmap.closing import close_dead_run
 from flowmap.deployed import is_deployed, work_of
@@ -108,7 +108,7 @@ class _PlainFlow(Flow[..., ValidationReport]):
         for name, convert in _CONVERT.items():
             if name in plain:
                 plain[name] = convert(plain[name])
-        return super().serialize_parameters(plain)
+        return {name: shown(value) for name, value in plain.items()}
 
 
 def _plain_flow(function: Callable[..., ValidationReport]) -> _PlainFlow:

@@ -10,6 +10,7 @@ words are numbered as NumPy draws them: word w is number w mod 4 of the four of 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -157,7 +158,7 @@ class Law:
         return [fitted(part, dtype, f"mean {mean}, std {std}") for part in parts]
 
 
-def fill_random(rows: NDArray[Any], first: int, seed: int, law: Law) -> None:
+def fill_random(rows: NDArray[Any], first: int, seed: int | str, law: Law) -> None:
     """Fill rows with random numbers.
 
     Args:
@@ -189,11 +190,11 @@ def fill_random(rows: NDArray[Any], first: int, seed: int, law: Law) -> None:
             leaf[...] = law.draw(share.reshape(*leaf.shape, -1), leaf.dtype)
 
 
-def words_at(seed: int, first: int, count: int) -> NDArray[np.uint64]:
+def words_at(seed: int | str, first: int, count: int) -> NDArray[np.uint64]:
     """Return some of the words that `numpy.random.Philox(key=seed)` draws.
 
     Args:
-        seed: From 0 to 2**128 - 1.
+        seed: From 0 to 2**128 - 1; also as text, since not all JSON keeps so large a number.
         first: How many to leave out.
         count: How many to return.
 
@@ -204,6 +205,8 @@ def words_at(seed: int, first: int, count: int) -> NDArray[np.uint64]:
         WrongTypeError: The seed is no whole number.
         InvalidArgumentError: It is negative or too large.
     """
+    if isinstance(seed, str) and re.fullmatch("[0-9]{1,39}", seed):
+        seed = int(seed)
     seed = whole("seed", seed)
     if not 0 <= seed < 2**128:
         raise InvalidArgumentError(f"seed is {short(seed)}; it takes 0 to 2**128 - 1.")

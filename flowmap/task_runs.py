@@ -19,6 +19,8 @@ from prefect.logging.loggers import task_run_logger
 from prefect.states import AwaitingRetry, Retrying, Running
 from prefect.utilities.engine import emit_task_run_state_change_event
 
+from flowmap.unsent import bound_exit
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
     from prefect.events import Event
@@ -118,3 +120,4 @@ class SegmentRun:
         self._told = emit_task_run_state_change_event(
             task_run=self._run, initial_state=last, validated_state=state, follows=self._told
         )
+        bound_exit()

@@ -18,7 +18,7 @@ from prefect.states import Cancelled
 
 from flowmap.alloc import Exist, allocate
 from flowmap.change_log import log_changes
-from flowmap.deployed import check_filler, check_place, place, work_of
+from flowmap.deployed import check_place, place, work_of
 from flowmap.errors import (
     FillerError,
     NotFoundError,
@@ -34,6 +34,7 @@ from flowmap.machine import available_cpus
 from flowmap.segments import Segment
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
+from flowmap.unsent import bound_exit
 from flowmap.write import fill_work, write_segment
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _run_name(parameters: dict[str, Any]) -> str:
 
 def _check_segment(segment: Any) -> None:
     """Refuse a segment of a target that the run may not have; what is none is told later."""
+    bound_exit()
     if isinstance(segment, Segment):
         check_place(segment.path)
 
@@ -132,6 +134,7 @@ _SEGMENT_RUN: Final[dict[str, Any]] = {
 
 def _placed(target: Target | str | os.PathLike[str]) -> Target:
     """Return a target, or open it by its path, if a run may have it."""
+    bound_exit()
     if isinstance(target, Target):
         check_place(target.path)
         return target
@@ -181,7 +184,8 @@ def alloc_task(
     Raises:
         FlowmapError: As `flowmap.allocate`; and when the run may not have the path or filler.
     """
-    check_filler(filler)
+    bound_exit()
+    work = None if filler is None else work_of(filler, arguments)
     target = allocate(
         place(path),
         shape,
@@ -200,8 +204,8 @@ def alloc_task(
     left, count = len(target.pending()), len(target.segments)
     path = printable(str(target.path))
     get_run_logger().info("%s: %d of %d segments are to be filled", path, left, count)
-    if filler is not None:
-        log_changes(target.path, target.id, work_of(filler, arguments))
+    if work is not None:
+        log_changes(target.path, target.id, work)
     return target
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from flowmap.segments import Block
 
+ON_NULL: Final = (
+    "JSON has no NaN and no infinity, and Prefect stores null in their place: write the text "
+    "'nan', 'inf' or '-inf'."
+)
+
 
 def by_rows(out: NDArray[Any], block: Block) -> NDArray[Any]:
     """View what a filler is to fill with the rows along the first axis, in either order.
@@ -176,8 +181,9 @@ def element(value: object, dtype: np.dtype[Any], name: str) -> NDArray[Any]:
         with np.errstate(all="ignore"):
             return convert(value, dtype)
     except TypeError as error:
+        advice = f" {ON_NULL}" if value is None else ""
         raise WrongTypeError(
-            f"{name} is {short(value)}, which {dtype} does not take: {cut(str(error))}."
+            f"{name} is {short(value)}, which {dtype} does not take: {cut(str(error))}.{advice}"
         ) from error
     except (ValueError, OverflowError) as error:
         raise InvalidArgumentError(

@@ -50,6 +50,8 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     for name in os.environ:
         if name.upper().startswith("PREFECT_"):
             monkeypatch.delenv(name)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
 
@@ -371,6 +373,16 @@ class TestDatabase:
         monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
         assert examined()["database"].level == "trouble"
 
+    def test_unwritable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A folder where Prefect cannot write is named, unless the server is another's."""
+        monkeypatch.setenv("PREFECT_HOME", "/proc/nowhere")
+        finding = examined()["database"]
+        assert finding.level == "trouble"
+        assert "cannot write its database /proc/nowhere/prefect.db" in finding.found
+        assert "PREFECT_HOME=" in finding.remedy
+        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        assert "database" not in examined()
+
     def test_in_use(self) -> None:
         """What a server has not yet moved from its journal into the file counts too."""
         path = Path(os.environ["PREFECT_HOME"], "prefect.db")
@@ -402,6 +414,40 @@ class TestDatabase:
         name = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
         monkeypatch.setenv(name, "postgresql+asyncpg://me:secret@host/prefect")
         assert "database" not in examined()
+
+
+class TestProxy:
+    """A proxy that Prefect would ask for the server of this machine."""
+
+    @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+    def test_named(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """It is told without the password, with the line that mends it."""
+        monkeypatch.setenv(name, "http://me:secret@127.0.0.1:9")
+        finding = examined()["proxy"]
+        assert finding.level == "note"
+        assert "the proxy 127.0.0.1:9 " in finding.found
+        variable, _, value = finding.remedy.removeprefix("export ").partition("=")
+        monkeypatch.setenv(variable, value)
+        assert "proxy" not in examined()
+
+    def test_server_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server on another host may need the proxy."""
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere.invalid/api")
+        assert "proxy" not in examined()
+
+    def test_server_is_asked_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The server of this machine is found all the same."""
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        with serving(good()) as url:
+            monkeypatch.setenv("PREFECT_API_URL", url)
+            assert examined()["server"].level == "ok"
+
+    def test_no_loopback(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A machine without the interface has its own finding."""
+        unreachable = OSError(errno.ENETUNREACH, "Network is unreachable")
+        monkeypatch.setattr(socket, "create_connection", fail(unreachable))
+        assert "Network is unreachable" in examined()["loopback"].found
 
 
 @contextlib.contextmanager

@@ -37,11 +37,13 @@ def drawn(count: int = MANY, dtype: Any = "<f8", **arguments: Any) -> NDArray[An
 class TestStream:
     """Which random number is where."""
 
+    @pytest.mark.parametrize("text", [False, True])
     @pytest.mark.parametrize("seed", [0, 1, 2**64, 2**128 - 1])
-    def test_against_numpy(self, seed: int) -> None:
+    def test_against_numpy(self, seed: int, text: bool) -> None:
         """Doubles are those that NumPy's generator returns for the same key."""
         oracle = np.random.Generator(np.random.Philox(key=seed)).random(1003)
-        assert (in_blocks(random, (1003,), "<f8", block_rows=10, seed=seed) == oracle).all()
+        given = str(seed) if text else seed
+        assert (in_blocks(random, (1003,), "<f8", block_rows=10, seed=given) == oracle).all()
         square = in_blocks(random, (59, 17), ">f8", block_rows=3, seed=seed)
         assert (square.ravel() == oracle).all()
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import urllib.request
 from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
+import pytest
+from prefect.settings import (
+    PREFECT_CLIENT_MAX_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
 from servers import BIN
 
 import flowmap
+from flowmap.cli.serving import needing_server
+from flowmap.errors import ClusterError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,9 +47,13 @@ def call(
 
 
 def test_running_the_flow(server: Server, tmp_path: Path) -> None:
-    """Allocates, fills and validates under Prefect, with the options of the flow."""
+    """Allocates, fills and validates under Prefect, with the options of the flow.
+
+    A proxy is not asked for the server of this machine.
+    """
     words = ["run", "out.npy", "--shape", "100,3", "--dtype", "<i4", "--segments", "4"]
-    done = call(*words, "--executor", "threads", cwd=tmp_path)
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "elsewhere.invalid"}
+    done = call(*words, "--executor", "threads", cwd=tmp_path, environment=proxy)
     assert done.returncode == 0, done.stderr
     assert "is valid: digest" in done.stdout
     expected = np.repeat(np.arange(100)[:, np.newaxis], 3, axis=1)
@@ -101,3 +115,62 @@ def test_deploying_without_a_server(tmp_path: Path) -> None:
     done = call("deploy", cwd=tmp_path, environment=environment)
     assert done.returncode == 2
     assert "prefect config set PREFECT_API_URL=" in done.stderr
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what `needing_server` does to this process, whose proxy is for another host."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_folder_of_prefect_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told at once, before Prefect waits for a server that cannot start."""
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setenv("PREFECT_HOME", "/proc/nowhere")
+    told = r"/proc/nowhere/prefect\.db.*export PREFECT_HOME="
+    with pytest.raises(ClusterError, match=told), needing_server():
+        pytest.fail("no server can start")
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_only_this_machine_goes_around_a_proxy() -> None:
+    """A server elsewhere, which only the proxy may reach, is asked through it."""
+    with needing_server():
+        bypassed = {
+            host: bool(urllib.request.proxy_bypass(host))
+            for host in ("127.0.0.1", "localhost", "example.org", "elsewhere.invalid")
+        }
+    assert bypassed == {
+        "127.0.0.1": True,
+        "localhost": True,
+        "example.org": True,
+        "elsewhere.invalid": False,
+    }
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_calls_of_a_lost_server_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's client tries for some seconds, and for as long as the user has set."""
+    monkeypatch.delenv("PREFECT_API_REQUEST_TIMEOUT", raising=False)
+    with needing_server():
+        settings = get_current_settings()
+        assert (settings.client.max_retries, settings.api.request_timeout) == (2, 15)
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 7}), needing_server():
+        assert get_current_settings().client.max_retries == 7
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_stopped_while_the_server_is_lost() -> None:
+    """The exit code of a run that was asked to stop is 75, though it could not report that."""
+
+    def run() -> None:
+        try:
+            sys.exit(os.EX_TEMPFAIL)
+        finally:
+            raise httpx.ReadTimeout("no answer")
+
+    with pytest.raises(SystemExit) as ended, needing_server():
+        run()
+    assert ended.value.code == os.EX_TEMPFAIL

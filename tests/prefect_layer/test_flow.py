@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -341,6 +342,23 @@ def test_what_the_ui_refuses_costs_no_more_than_itself(
         str(tmp_path / "out.npy"), 1000, segments=4, executor="threads"
     ).ok
     assert "Not shown in the UI: OSError: no such artifact" in caplog.text
+
+
+def test_artifact_of_a_server_that_hangs(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The run does not wait for the answer longer than it has patience, and says so."""
+    answer = threading.Event()
+    monkeypatch.setattr("flowmap.artifacts.create_progress_artifact", lambda *_: answer.wait())
+    monkeypatch.setattr("flowmap.artifacts._PATIENCE", 0.2)
+    try:
+        flowmap.fill_array(str(tmp_path / "out.npy"), 10, segments=1, executor="threads")
+    finally:
+        answer.set()
+    assert "Not shown in the UI: the server does not answer" in caplog.text
 
 
 def test_form_describes_every_parameter() -> None:
