@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging.loggers import task_run_logger
 from prefect.states import Cancelled
 
-from flowmap.alloc import Exist, allocate
+from flowmap.alloc import allocate_or_attach
 from flowmap.change_log import log_changes
 from flowmap.deployed import check_filler, check_place, place, work_of
 from flowmap.errors import (
@@ -31,6 +31,7 @@ from flowmap.errors import (
 from flowmap.examination import examine
 from flowmap.failures import clean_traceback
 from flowmap.machine import available_cpus
+from flowmap.run_attempts import attempts
 from flowmap.segments import Segment
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from flowmap.job import Durability
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
+    from flowmap.wanted import Exist
     from flowmap.work import Work
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
@@ -166,7 +168,9 @@ def alloc_task(
         fortran_order: Whether the last axis is the slow one.
         segments: How many; or the rows of each; or None.
         block_rows: Rows that a filler computes at once.
-        exist: "resume", "error", "overwrite" or "renew".
+        exist: "resume", "error", "overwrite" or "renew". A later attempt of the same run (a
+            retry, a run that resumes or begins again after its process died) attaches to the
+            job that its first attempt allocated, and so keeps what that filled.
         reserve: Whether to reserve the space now.
         align: Bytes that segment boundaries are rounded to.
         durability: "segment" or "end".
@@ -182,7 +186,7 @@ def alloc_task(
         FlowmapError: As `flowmap.allocate`; and when the run may not have the path or filler.
     """
     check_filler(filler)
-    target = allocate(
+    target, _ = allocate_or_attach(
         place(path),
         shape,
         dtype,
@@ -196,6 +200,7 @@ def alloc_task(
         checkpoint_seconds=checkpoint_seconds,
         filler=filler,
         arguments=arguments,
+        runs=attempts(),
     )
     left, count = len(target.pending()), len(target.segments)
     path = printable(str(target.path))
