@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -28,7 +27,7 @@ from flowmap.errors import (
 from flowmap.importing import check_not_importing
 from flowmap.job import Durability, Job
 from flowmap.locks import header_lock
-from flowmap.machine import this_user
+from flowmap.machine import host_name, this_user
 from flowmap.npy import Layout, header_digest
 from flowmap.publication import (
     check_folder,
@@ -246,7 +245,7 @@ def _make(wanted: Wanted) -> Job:
             "flowmap": __version__,
             "numpy": np.__version__,
             "python": sys.version.split()[0],
-            "host": socket.gethostname(),
+            "host": host_name(),
             "pid": os.getpid(),
             "user": this_user(),
             "time": time.time(),

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,7 @@ from flowmap.documents import publish_json, read_json
 from flowmap.errors import FlowmapError, JobBusyError, printable, told
 from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
-from flowmap.machine import is_alive, machine_id, process_started
+from flowmap.machine import host_name, is_alive, machine_id, process_started
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.stopping import refuse_if_asked
@@ -181,7 +180,7 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
         "token": token,
         "name": name,
         "run": run,
-        "host": socket.gethostname(),
+        "host": host_name(),
         "machine": machine_id(),
         "pid": os.getpid(),
         "process_started": process_started(os.getpid()) or 0,
@@ -313,7 +312,7 @@ def _holds(found: dict[str, Any], path: Path, now: float) -> bool | None:
     """Return whether a lease holds; None where only watching it can tell."""
     if not found["refreshed"] > 0:  # it was given back
         return False
-    if found["machine"] == machine_id():
+    if found["machine"] and found["machine"] == machine_id():
         if found["pid"] == os.getpid() and found["token"] not in _HELD:
             return False  # this process could not give it back, or has a dead one's number
         lives = is_alive(found["pid"], found["process_started"])

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,7 +35,6 @@ from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -47,6 +47,16 @@ from flowmap.lease import leased
 with leased(flowmap.open_target(sys.argv[1]).job, "the first run"):
     print("held", flush=True)
     time.sleep(600)
+"""
+
+CLAIM = """
+import os, socket, sys
+import flowmap
+from flowmap.claims import Claim
+with flowmap.open_target(sys.argv[1]).job.ledger(write=True) as ledger:
+    index = int(ledger.read(0, 0, 3).attempt > 0)
+    Claim(ledger, ledger.read(index, 3 * index, 3 * index + 3), "", state="running")
+print("process", os.getpid(), "on", socket.gethostname(), flush=True)
 """
 
 TAKE = """
@@ -389,6 +399,58 @@ class TestThisMachine:
         assert done.stdout == "hidden\nrefused\n", done.stderr
         with leased(target.job, "the second run") as held:
             held.check()
+
+
+class TestContainers:
+    """Two containers of one node may share the host's name, and each have a process 1."""
+
+    @pytest.mark.system("unshare", packages="util-linux", root=True)
+    def test_same_name_and_number(self, target: flowmap.Target) -> None:
+        """One is neither taken for the other nor for dead, in the lease and in the ledger."""
+        pod = "unshare --pid --fork --kill-child --mount-proc --uts sh -c".split()
+        pod += ['hostname localhost || exit 77; exec "$@"', "-"]
+        first = start([*pod, *script(CLAIM + HOLD, target.path)])
+        try:
+            assert first.stdout is not None
+            said = first.stdout.readline()
+            if first.poll() == 77 or not said:
+                pytest.skip("cannot unshare; needs docker run --privileged")
+            assert said == "process 1 on localhost\n"
+            assert first.stdout.readline() == "held\n"
+            second = run([*pod, *script(CLAIM + TAKE, target.path, 1)])
+            assert second.stdout == "process 1 on localhost\nseen\nrefused\n", second.stderr
+            status = target.status()[:2]
+            assert status["state"].tolist() == ["running"] * 2
+            assert status["host"].tolist() == ["localhost"] * 2
+        finally:
+            first.kill()
+            first.communicate()
+
+    def test_of_a_system_that_names_none(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without /proc this process is not taken for another of its number and host name."""
+        monkeypatch.setattr(machine, "Path", lambda _: Path("/nowhere"))
+        assert machine.machine_id() == ""
+        mine = {"host": machine.host_name(), "machine": machine.machine_id()}
+        publish_json(Sidecar.of(target.path).run, document(target, **mine))
+        with (
+            pytest.raises(JobBusyError, match="the first run"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+
+
+def test_a_host_without_a_name(target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records and messages call it something."""
+    monkeypatch.setattr("flowmap.machine.socket.gethostname", lambda: "")
+    assert flowmap.fill_segment(target.segments[0], ramp).host == "unnamed-host"
+    with (
+        leased(target.job, "the first run"),
+        pytest.raises(JobBusyError, match="on unnamed-host"),
+        leased(target.job, "the second run"),
+    ):
+        pass
 
 
 class TestSameRun:
