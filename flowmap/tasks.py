@@ -29,7 +29,7 @@ from flowmap.errors import (
     said,
 )
 from flowmap.examination import examine
-from flowmap.failures import clean_traceback
+from flowmap.failures import clean_traceback, record_death
 from flowmap.machine import available_cpus
 from flowmap.run_attempts import attempts
 from flowmap.segments import Segment
@@ -267,6 +267,9 @@ def fill_task(
             raise failure from error
         ended: Any = cancelled()
         return cast("SegmentRecord", ended)
+    except Exception as error:
+        record_death(segment, error)
+        raise
 
 
 @task(name="write", **_SEGMENT_RUN)

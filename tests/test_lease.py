@@ -407,8 +407,8 @@ class TestContainers:
     @pytest.mark.system("unshare", packages="util-linux", root=True)
     def test_same_name_and_number(self, target: flowmap.Target) -> None:
         """One is neither taken for the other nor for dead, in the lease and in the ledger."""
-        pod = "unshare --pid --fork --kill-child --mount-proc --uts sh -c".split()
-        pod += ['hostname localhost || exit 77; exec "$@"', "-"]
+        pod = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
+        pod += ["sh", "-c", 'hostname localhost || exit 77; exec "$@"', "-"]
         first = start([*pod, *script(CLAIM + HOLD, target.path)])
         try:
             assert first.stdout is not None

@@ -17,7 +17,7 @@ from servers import until
 from support import ramp
 
 import flowmap
-from flowmap.errors import SegmentsFailedError
+from flowmap.errors import SegmentsFailedError, WorkerDiedError
 from flowmap.fanning import FanOut
 from flowmap.work import Work
 
@@ -244,3 +244,28 @@ def test_an_executor_that_does_not_begin_is_told_of(
     (text,) = told
     assert text.startswith("None of the 3 segments")
     assert "executor (Held)" in text
+
+
+class Deadly(Executor):
+    """An executor whose workers die before they record anything."""
+
+    def submit(self, _call: Any, /, segment: Any, *_: Any) -> Future[Any]:  # type: ignore[override]
+        """Return a future whose worker has died."""
+        future: Future[Any] = Future()
+        future.set_exception(WorkerDiedError(f"{segment.name}: the worker process died"))
+        return future
+
+
+def test_a_segment_whose_worker_died_has_failed(server: Server, tmp_path: Path) -> None:
+    """The records say so and why, for `status` on any host, in this flow and in one's own."""
+    target = flowmap.allocate(tmp_path / "a.npy", 30, "u1", segments=3)
+
+    @flow
+    def filled() -> None:
+        list(FanOut(Work.of(ramp), 1).fill(Deadly(), target.segments[:1]))
+        flowmap.fill_task(target.segments[1], ramp, None, Deadly(), return_state=True)
+
+    filled()
+    status = target.status()
+    assert status["state"].tolist() == ["failed", "failed", "pending"]
+    assert status["reason"].tolist() == ["the worker process died"] * 2 + [""]
