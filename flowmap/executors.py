@@ -231,8 +231,8 @@ def fill(
             for segment in pending:
                 futures[_submitted(pool, call, segment, work)] = segment
             for future in _as_they_end(futures, watch):
-                lease.check()
                 tally.count(futures[future], future)
+                lease.check(now=futures[future] in tally.failures)
                 check_loadable(opened, tally.failures, pool, done=len(tally.records))
         except BaseException:
             if cancel(futures) and pool is executor:

@@ -270,7 +270,7 @@ def _fill_pending(
     ):
         watch = StallWatch(target, pool, len(pending), logger.warning)
         for segment, error in fan_out.fill(pool, pending, watch):
-            lease.check()
+            lease.check(now=error is not None)
             if error is None:
                 artifacts.advance(segment.rows)
                 done += 1

@@ -636,7 +636,7 @@ def test_a_run_whose_job_was_overwritten_is_told(
         new = flowmap.allocate(target.path, 12, "f8", segments=4, exist="overwrite")
         with leased(new.job, "the next run") if leased_anew else contextlib.nullcontext():
             assert not held._is_ours()
-        with pytest.raises(JobBusyError, match="allocated anew") as caught:
+        with pytest.raises(JobBusyError, match="replaced the job") as caught:
             held.check()
         assert "sign of life" not in str(caught.value)
 
@@ -818,14 +818,47 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
     assert set(target.pending()) >= set(target.segments[2:])
 
 
-def test_a_run_that_slept_through_another(target: flowmap.Target) -> None:
-    """It is told that its lease is gone, and not that its target was allocated anew."""
-    with leased(target.job, "this run") as held:
-        Sidecar.of(target.path).run.unlink()
-        assert not held._is_ours()
-        with pytest.raises(JobBusyError, match=r"lease .* is gone") as caught:
-            held.check()
+class TestSuspended:
+    """A run that was suspended while another one took its job over, and has ended."""
+
+    @pytest.mark.parametrize(
+        ("filled", "said"),
+        [
+            (4, "took the job over and finished it: all 4 segments are done, and nothing"),
+            (1, "3 of 4 segments are left. What this run finished is kept"),
+        ],
+    )
+    def test_same_job(self, target: flowmap.Target, filled: int, said: str) -> None:
+        """It is told what is done, and not that its target was allocated anew."""
+        with leased(target.job, "this run") as held:
+            Sidecar.of(target.path).run.unlink()
+            for segment in target.segments[:filled]:
+                flowmap.fill_segment(segment, ramp)
+            with pytest.raises(JobBusyError, match=r"lease .* is gone") as caught:
+                held.check(now=True)
+        assert said in str(caught.value)
         assert "anew" not in str(caught.value)
+
+    def test_allocated_anew(self, target: flowmap.Target) -> None:
+        """Where the other run replaced the job, it is told so, and how far that one is."""
+        with leased(target.job, "this run") as held:
+            again = flowmap.allocate(target.path, 12, "f8", segments=4, exist="overwrite")
+            flowmap.fill(again, ramp, executor="threads")
+            with pytest.raises(JobBusyError, match="replaced the job and finished it"):
+                held.check(now=True)
+
+    def test_in_a_segment(self, target: flowmap.Target) -> None:
+        """The lost claim is not the error: that the other run has finished the job is."""
+
+        def slow(out: NDArray[Any], block: Block) -> None:
+            if target.status()["state"][3] != "done":  # this run is suspended here
+                Sidecar.of(target.path).run.unlink()
+                flowmap.fill(target, ramp, executor="threads")
+            ramp(out, block)
+
+        with pytest.raises(JobBusyError, match="nothing is left to do"):
+            flowmap.fill(target, slow, executor="threads", workers=1)
+        assert flowmap.validate(target).ok
 
 
 def test_ending_leaves_the_lease_of_another(target: flowmap.Target) -> None:
