@@ -186,7 +186,7 @@ def alloc_task(
         FlowmapError: As `flowmap.allocate`; and when the run may not have the path or filler.
     """
     check_filler(filler)
-    target, _ = allocate_or_attach(
+    target, new = allocate_or_attach(
         place(path),
         shape,
         dtype,
@@ -204,6 +204,8 @@ def alloc_task(
     )
     left, count = len(target.pending()), len(target.segments)
     path = printable(str(target.path))
+    if not new and exist in ("overwrite", "error"):
+        get_run_logger().info("%s: an earlier attempt of this run allocated the job", path)
     get_run_logger().info("%s: %d of %d segments are to be filled", path, left, count)
     if filler is not None:
         log_changes(target.path, target.id, work_of(filler, arguments))
