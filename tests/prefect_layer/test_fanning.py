@@ -17,8 +17,9 @@ from servers import until
 from support import ramp
 
 import flowmap
-from flowmap.errors import SegmentsFailedError, WorkerDiedError
+from flowmap.errors import JobBusyError, SegmentsFailedError, WorkerDiedError
 from flowmap.fanning import FanOut
+from flowmap.sidecar import Sidecar
 from flowmap.work import Work
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ def passing_fault(out: np.ndarray[Any, Any], block: flowmap.Block, folder: str) 
 def lasting_fault(out: np.ndarray[Any, Any], block: flowmap.Block) -> None:
     """Raise an error of the system each time."""
     raise ConnectionResetError("the file server went away")
+
+
+@flowmap.filler
+def overtaken(out: np.ndarray[Any, Any], block: flowmap.Block, folder: str) -> None:
+    """Let another run take the job over and finish it, as while this one is suspended."""
+    target = flowmap.open_target(Path(folder) / "a.npy")
+    if target.pending() and Sidecar.of(target.path).run.exists():
+        Sidecar.of(target.path).run.unlink()
+        for segment in target.segments:
+            flowmap.fill_segment(segment, overtaken, {"folder": folder})
+    out[...] = 1
 
 
 def history(server: Server, run: dict[str, Any]) -> list[str]:
@@ -244,6 +256,13 @@ def test_an_executor_that_does_not_begin_is_told_of(
     (text,) = told
     assert text.startswith("None of the 3 segments")
     assert "executor (Held)" in text
+
+
+def test_a_run_that_was_overtaken_is_told_so(server: Server, tmp_path: Path) -> None:
+    """Its segments did not fail: another run has finished the job."""
+    with pytest.raises(JobBusyError, match="nothing is left to do"):
+        fill(tmp_path / "a.npy", "overtaken", arguments={"folder": str(tmp_path)}, workers=1)
+    assert flowmap.validate(tmp_path / "a.npy").ok
 
 
 class Deadly(Executor):
