@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowmap.errors import ClaimLostError
 from flowmap.ledger import damaged
 from flowmap.liveness import new_token
+from flowmap.machine import host_name
 from flowmap.records import ATTEMPTS, FINISHED, SegmentRecord, advanced, place_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Claim:
             token=new_token(),
             started=now,
             finished=now,
-            host=socket.gethostname(),
+            host=host_name(),
             pid=os.getpid(),
             reason="",
             **changes,

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import queue
-import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -24,7 +23,7 @@ from flowmap.errors import (
 )
 from flowmap.importing import check_imported, check_not_importing
 from flowmap.lease import holder, leased
-from flowmap.machine import available_cpus
+from flowmap.machine import available_cpus, host_name
 from flowmap.progress import Progress, Tally
 from flowmap.recalling import work_of
 from flowmap.run_errors import check_loadable, failed
@@ -214,7 +213,7 @@ def fill(
     opened = open_target(target)
     work = work_of(opened, filler, arguments, trust=flag("trust", trust))
     refuse_other_work(opened, work)
-    run = name or f"fill() of process {os.getpid()} on {socket.gethostname()}"
+    run = name or f"fill() of process {os.getpid()} on {host_name()}"
     _workers_of(executor, workers)  # what is refused leaves no trace of a run
     if executor != "threads" and not isinstance(executor, ThreadPoolExecutor):
         check_imported(work.function)
@@ -232,8 +231,8 @@ def fill(
             for segment in pending:
                 futures[_submitted(pool, call, segment, work)] = segment
             for future in _as_they_end(futures, watch):
-                lease.check()
                 tally.count(futures[future], future)
+                lease.check(now=futures[future] in tally.failures)
                 check_loadable(opened, tally.failures, pool, done=len(tally.records))
         except BaseException:
             if cancel(futures) and pool is executor:

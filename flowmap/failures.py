@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from flowmap.claims import Claim
 from flowmap.documents import publish_json, read_json
-from flowmap.errors import FillerError, FlowmapError, printable, said
+from flowmap.errors import (
+    FillerError,
+    FlowmapError,
+    WorkerDiedError,
+    cut,
+    printable,
+    said,
+)
+from flowmap.job import read_job
+from flowmap.liveness import find_dead
+from flowmap.records import REASON_BYTES, SLOT
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.tracebacks import RemoteTraceback, from_filler, traceback_text
 
 if TYPE_CHECKING:
     from flowmap.job import Job
+    from flowmap.segments import Segment
 
 
 def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> None:
@@ -33,6 +48,32 @@ def record_failure(job: Job, index: int, attempt: int, error: BaseException) -> 
         "traceback": printable(traceback_text(error)),
     }
     publish_json(Sidecar.of(job.path).failure(index), document)
+
+
+def record_death(segment: Segment, error: BaseException) -> None:
+    """Record that a segment failed whose worker died: the worker left it running, or untouched.
+
+    Nothing is recorded where the process that has the segment may live, or cannot be seen.
+
+    Args:
+        segment: The segment.
+        error: Why it failed, as the executor says.
+    """
+    died = isinstance(error, WorkerDiedError)
+    with contextlib.suppress(FlowmapError, OSError):
+        job = read_job(segment.path)
+        if job.id != segment.job:
+            return
+        with job.ledger(write=True) as ledger:
+            record = ledger.read(segment.index, segment.start, segment.stop)
+            slot = np.frombuffer(record.pack(job.id), SLOT)
+            if find_dead(slot)[0] or (died and record.state in ("pending", "failed")):
+                what = str(error) if died else said(error)
+                why = what.removeprefix(f"{segment.name}: ").partition(" (")[0]
+                claim = Claim(ledger, record, record.work, state="failed")
+                claim.note(reason=cut(why, REASON_BYTES))
+                clean_traceback(error)
+                record_failure(job, segment.index, claim.record.attempt, error)
 
 
 def failure_of(job: Job, index: int, attempt: int) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from prefect.utilities.math import clamped_poisson_interval
 
 from flowmap.errors import StoppedError, said
-from flowmap.failures import clean_traceback
+from flowmap.failures import clean_traceback, record_death
 from flowmap.stopping import refuse_if_asked
 from flowmap.task_runs import SECONDS_UNTOLD, SegmentRun
 from flowmap.tasks import RETRY_SECONDS, cancelled, cut_short, fill_task, worth_a_retry
@@ -157,6 +157,7 @@ def _end_cut_short(run: SegmentRun, executor: Executor) -> StoppedError:
 
 
 def _end_failed(run: SegmentRun, error: BaseException) -> None:
+    record_death(run.segment, error)
     clean_traceback(error)
     run.log.error("%s", said(error), exc_info=error)
     run.end(Failed(message=said(error)))

@@ -160,7 +160,7 @@ def fill_array(
             on a Dask cluster: the one at DASK_SCHEDULER_ADDRESS, else one of its own.
         workers: How many processes or threads. None: one a processor, or all of a cluster.
         exist: If the file exists already: resume the same job, report an error, or overwrite,
-            as other arguments need.
+            as other arguments need. A retry of this run resumes what its first attempt began.
         fortran_order: Whether the last axis is the slow one, as in Fortran.
         reserve: Whether to reserve the disk space at the start, so that it cannot run out.
         checkpoint_seconds: Seconds between syncs within a segment: what a power cut costs.
@@ -270,7 +270,7 @@ def _fill_pending(
     ):
         watch = StallWatch(target, pool, len(pending), logger.warning)
         for segment, error in fan_out.fill(pool, pending, watch):
-            lease.check()
+            lease.check(now=error is not None)
             if error is None:
                 artifacts.advance(segment.rows)
                 done += 1

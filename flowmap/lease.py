@@ -6,16 +6,16 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.documents import publish_json, read_json
-from flowmap.errors import FlowmapError, JobBusyError, printable, told
+from flowmap.errors import JobBusyError, printable, told
 from flowmap.job import Job, refuse_replaced
 from flowmap.locks import header_lock
-from flowmap.machine import is_alive, machine_id, process_started
+from flowmap.machine import host_name, is_alive, machine_id, process_started
+from flowmap.overtaken import what_is_there
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
 from flowmap.stopping import refuse_if_asked
@@ -79,12 +79,19 @@ class Lease:
         """Note that workers still have segments of this run; `end` then leaves word to them."""
         self._work_left = True
 
-    def check(self) -> None:
+    def check(self, *, now: bool = False) -> None:
         """Look whether the run still has the job.
+
+        Args:
+            now: Whether to read the lease, and not wait for its thread to: a segment that
+                failed may have done so because another run has it.
 
         Raises:
             JobBusyError: Another run took it over, or the target was allocated anew.
         """
+        if now:
+            with contextlib.suppress(OSError):
+                self._is_ours()
         if self._lost is not None:
             raise JobBusyError(f"The run {self._document['name']} lost the job {self._lost}")
 
@@ -121,23 +128,16 @@ class Lease:
         return self._lost is None
 
     def _why_lost(self, found: dict[str, Any] | None) -> str:
-        if found is not None and found["job"] == self._job.id:
+        if found is not None and found["refreshed"] > 0:
+            kept = "kept" if found["job"] == self._job.id else "gone: that run replaced the job"
             same = _is_attempt_of(self._document["run"], found)
             which = ", another attempt of the same flow run" if same else ""
             return (
                 f"to {found['name']}{which} (process {found['pid']} on {found['host']}), and "
                 f"noticed it {time.time() - self._refreshed:.0f} s after it last refreshed its "
-                "lease. What it finished is kept. Wait for the other run to end."
+                f"lease. What it finished is {kept}. Wait for the other run to end."
             )
-        why = (
-            "Another run took the job over and has ended, or the file was removed. What this "
-            "run finished is kept; run the job again."
-        )
-        try:
-            refuse_replaced(self._job)
-        except FlowmapError as error:
-            why = str(error)
-        return f"since its lease {self._path} is gone. {why}"
+        return f"since its lease {self._path} is gone. {what_is_there(self._job)}"
 
     def stop(self) -> None:
         """Let the lease's thread end, so that none refreshes what `end` has given back."""
@@ -181,7 +181,7 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
         "token": token,
         "name": name,
         "run": run,
-        "host": socket.gethostname(),
+        "host": host_name(),
         "machine": machine_id(),
         "pid": os.getpid(),
         "process_started": process_started(os.getpid()) or 0,
@@ -313,7 +313,7 @@ def _holds(found: dict[str, Any], path: Path, now: float) -> bool | None:
     """Return whether a lease holds; None where only watching it can tell."""
     if not found["refreshed"] > 0:  # it was given back
         return False
-    if found["machine"] == machine_id():
+    if found["machine"] and found["machine"] == machine_id():
         if found["pid"] == os.getpid() and found["token"] not in _HELD:
             return False  # this process could not give it back, or has a dead one's number
         lives = is_alive(found["pid"], found["process_started"])

@@ -69,4 +69,4 @@ os.register_at_fork(after_in_child=_this_process.cache_clear)
 def _this_machine() -> int:
     """Return a number for this boot and this container; 0 where the system names neither."""
     name = machine_id()
-    return xxhash.xxh32_intdigest(name.encode()) if "/" in name else 0
+    return xxhash.xxh32_intdigest(name.encode()) if name else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import getpass
 import os
@@ -12,6 +11,8 @@ import socket
 import sys
 from pathlib import Path
 from typing import Final
+
+import xxhash
 
 NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 """Where two clients that write different bytes of one page lose data (measured for NFS)."""
@@ -95,12 +96,38 @@ def user_name(number: int) -> str:
         return f"user number {number}"
 
 
+def host_name() -> str:
+    """Return what to call this host in a message: nothing is decided by it."""
+    return socket.gethostname() or "unnamed-host"
+
+
+def short_host_name(name: str, most: int) -> str:
+    """Return a host's name in ASCII; one that is too long keeps both ends, and a digest of all.
+
+    Names of pods are long, and differ at the end only; those of a domain at the beginning.
+
+    Args:
+        name: The name.
+        most: Characters that there is room for.
+    """
+    text = name.encode("ascii", "backslashreplace")
+    if len(text) > most:
+        digest = f"~{xxhash.xxh32_hexdigest(text)}~".encode()
+        begin = (most - len(digest)) // 2
+        text = text[:begin] + digest + text[begin + len(digest) - most :]
+    return text.decode()
+
+
 def machine_id() -> str:
-    """Name where a process id means this process: this boot, and this container if any."""
-    with contextlib.suppress(OSError):
+    """Name where a process id means this process: this boot, and this container if any.
+
+    Empty if the system names neither. The host's name would not do: containers share names.
+    """
+    try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    return socket.gethostname()
+    except OSError:
+        return ""
 
 
 def is_alive(pid: int, started: int | None) -> bool | None:

@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flowmap.failures import record_death
 from flowmap.write import forget_frames
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Tally:
             self._segments_done += 1
             self._rows_done += segment.rows
         else:
+            record_death(segment, error)
             forget_frames(error)
             self.failures[segment] = error
         self._tell()

@@ -15,6 +15,7 @@ import xxhash
 
 from flowmap.errors import printable
 from flowmap.liveness import find_dead
+from flowmap.machine import short_host_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,7 +115,7 @@ class SegmentRecord:
         digest_durable: The same of the first `rows_durable` rows.
         started: When the attempt began, in seconds since 1970.
         finished: When this was recorded.
-        host: Where.
+        host: Where; a name longer than 32 characters is cut in the middle, with a digest.
         pid: By which process.
         source: The digest of the filler's source, in hexadecimal, as `sources` has it; empty if
             a version recorded it that kept none.
@@ -163,7 +164,7 @@ class SegmentRecord:
             bytes.fromhex(self.digest_durable),
             self.started,
             self.finished,
-            self.host.encode("ascii", "replace"),
+            short_host_name(self.host, _HOST_BYTES).encode(),
             self.pid,
             bytes.fromhex(self.source),
             self.reason.encode("ascii", "replace"),

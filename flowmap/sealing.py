@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flowmap.documents import publish_json, read_json
 from flowmap.errors import NotValidatedError, storage_error, told
-from flowmap.machine import umask
+from flowmap.machine import host_name, umask
 from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar, why_not_writable
 from flowmap.storage import NotRegularError, opened, sync_folder, unlink
@@ -66,7 +65,7 @@ def put(
         "digest": digest,
         "mode": mode,
         "time": time.time(),
-        "host": socket.gethostname(),
+        "host": host_name(),
     }
     publish_json(path, seal)
     notes = []

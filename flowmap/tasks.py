@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging.loggers import task_run_logger
 from prefect.states import Cancelled
 
-from flowmap.alloc import Exist, allocate
+from flowmap.alloc import allocate_or_attach
 from flowmap.change_log import log_changes
 from flowmap.deployed import check_place, place, work_of
 from flowmap.errors import (
@@ -29,8 +29,9 @@ from flowmap.errors import (
     said,
 )
 from flowmap.examination import examine
-from flowmap.failures import clean_traceback
+from flowmap.failures import clean_traceback, record_death
 from flowmap.machine import available_cpus
+from flowmap.run_attempts import attempts
 from flowmap.segments import Segment
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from flowmap.job import Durability
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
+    from flowmap.wanted import Exist
     from flowmap.work import Work
 
 _IN_PLACE: Final = threading.BoundedSemaphore(available_cpus())
@@ -169,7 +171,9 @@ def alloc_task(
         fortran_order: Whether the last axis is the slow one.
         segments: How many; or the rows of each; or None.
         block_rows: Rows that a filler computes at once.
-        exist: "resume", "error", "overwrite" or "renew".
+        exist: "resume", "error", "overwrite" or "renew". A later attempt of the same run (a
+            retry, a run that resumes or begins again after its process died) attaches to the
+            job that its first attempt allocated, and so keeps what that filled.
         reserve: Whether to reserve the space now.
         align: Bytes that segment boundaries are rounded to.
         durability: "segment" or "end".
@@ -186,7 +190,7 @@ def alloc_task(
     """
     bound_exit()
     work = None if filler is None else work_of(filler, arguments)
-    target = allocate(
+    target, new = allocate_or_attach(
         place(path),
         shape,
         dtype,
@@ -200,9 +204,12 @@ def alloc_task(
         checkpoint_seconds=checkpoint_seconds,
         filler=filler,
         arguments=arguments,
+        runs=attempts(),
     )
     left, count = len(target.pending()), len(target.segments)
     path = printable(str(target.path))
+    if not new and exist in ("overwrite", "error"):
+        get_run_logger().info("%s: an earlier attempt of this run allocated the job", path)
     get_run_logger().info("%s: %d of %d segments are to be filled", path, left, count)
     if work is not None:
         log_changes(target.path, target.id, work)
@@ -266,6 +273,9 @@ def fill_task(
             raise failure from error
         ended: Any = cancelled()
         return cast("SegmentRecord", ended)
+    except Exception as error:
+        record_death(segment, error)
+        raise
 
 
 @task(name="write", **_SEGMENT_RUN)

@@ -22,9 +22,9 @@ from mounts import mounted
 from support import named
 
 import flowmap
-import flowmap.alloc
 import flowmap.documents
 import flowmap.kernel
+import flowmap.wanted
 from flowmap.errors import (
     AccessDeniedError,
     DamagedJobError,
@@ -365,7 +365,7 @@ class TestBadArguments:
 
     def test_network_file_system(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Segments that share pages are refused on NFS; what the message suggests is not."""
-        monkeypatch.setattr(flowmap.alloc, "file_system_type", lambda _: "nfs4")
+        monkeypatch.setattr(flowmap.wanted, "file_system_type", lambda _: "nfs4")
         path = tmp_path / "a.npy"
         refused(
             InvalidArgumentError,
@@ -389,7 +389,7 @@ class TestBadArguments:
         here = allocate(tmp_path / "here.npy", **asked)
         assert len(here.segments) == 64
         assert {s.rows % 1000 for s in here.segments} == {0}
-        monkeypatch.setattr(flowmap.alloc, "file_system_type", lambda _: "nfs4")
+        monkeypatch.setattr(flowmap.wanted, "file_system_type", lambda _: "nfs4")
         there = allocate(tmp_path / "there.npy", **asked)
         assert [s.start for s in there.segments] == [0, 64_000]
         assert allocate(here.path, **asked).id == here.id
@@ -411,7 +411,7 @@ class TestBadArguments:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """There an alignment below a page would share pages after all."""
-        monkeypatch.setattr(flowmap.alloc, "file_system_type", lambda _: "nfs")
+        monkeypatch.setattr(flowmap.wanted, "file_system_type", lambda _: "nfs")
         path = tmp_path / "a.npy"
         refused(
             InvalidArgumentError, "align=4096", path, tmp_path,
@@ -422,7 +422,7 @@ class TestBadArguments:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A header that cannot be padded to a page shifts every boundary off its page."""
-        monkeypatch.setattr(flowmap.alloc, "file_system_type", lambda _: "nfs")
+        monkeypatch.setattr(flowmap.wanted, "file_system_type", lambda _: "nfs")
         dtype = np.dtype([("x" * 9000, "V4096")])
         path = tmp_path / "a.npy"
         refused(

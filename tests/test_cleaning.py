@@ -810,7 +810,7 @@ class TestWaiting:
         self, target: Target, removed: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """One that would attach refuses the file, and makes nothing beside it."""
-        real, looks = flowmap.alloc.open_target, []  # type: ignore[attr-defined]
+        real, looks = flowmap.wanted.open_target, []  # type: ignore[attr-defined]
 
         def look(path: Any) -> Any:
             looks.append(path)
@@ -818,7 +818,7 @@ class TestWaiting:
                 raise DamagedJobError("cut short", path=str(path))
             return real(path)
 
-        monkeypatch.setattr("flowmap.alloc.open_target", look)
+        monkeypatch.setattr("flowmap.wanted.open_target", look)
         with pytest.raises(ForeignFileError):
             flowmap.allocate(target.path, (6, 2), "f8", segments=3)
         assert len(removed) == 1

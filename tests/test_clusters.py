@@ -181,6 +181,7 @@ def test_what_kills_its_worker_fails_alone(
     assert list(caught.value.failures) == [2, 3, 10]
     assert {type(error) for error in caught.value.failures.values()} == {WorkerDiedError}
     assert [segment.index for segment in target.pending()] == [2, 3, 10]
+    assert np.nonzero(target.status()["state"] == "failed")[0].tolist() == [2, 3, 10]
     (tmp_path / "mended").touch()
     records = flowmap.fill(target, deadly, arguments, executor=pool)
     assert {record.index for record in records} == {2, 3, 10}

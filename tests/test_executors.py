@@ -224,6 +224,9 @@ def test_a_segment_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     assert list(caught.value.failures) == [5]
     assert isinstance(caught.value.failures[5], WorkerDiedError)
     assert [segment.index for segment in target.pending()] == [5]
+    (failed,) = target.status()[target.status()["state"] == "failed"]
+    assert failed["index"] == 5
+    assert failed["reason"] == "the worker process died, 3 times over"
     (record,) = flowmap.fill(target, deadly, arguments, workers=2)
     assert record.index == 5
     check_whole(target)

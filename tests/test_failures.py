@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import traceback
 import types
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +21,15 @@ import pytest
 from support import Unloadable, environment
 
 import flowmap
-from flowmap import pickling
-from flowmap.errors import FillerNotFoundError, FlowmapError, SegmentsFailedError
-from flowmap.failures import failure_of
+from flowmap import liveness, pickling
+from flowmap.claims import Claim
+from flowmap.errors import (
+    FillerNotFoundError,
+    FlowmapError,
+    SegmentsFailedError,
+    WorkerDiedError,
+)
+from flowmap.failures import failure_of, record_death
 from flowmap.run_errors import check_loadable
 from flowmap.sidecar import Sidecar
 
@@ -259,3 +267,74 @@ def test_a_worker_of_several_that_cannot_load_the_filler(target: Target) -> None
     check_loadable(target, failures, Mock(spec=ThreadPoolExecutor), done=0)
     with pytest.raises(SegmentsFailedError, match="3 segments"):
         check_loadable(target, failures, pool, done=0)
+
+
+class TestDeath:
+    """A worker that dies records nothing; the run does so in its place."""
+
+    DIED = WorkerDiedError(
+        "segment 0000 [0:10]: the worker process died, 3 times over (memory)"
+    )
+
+    def claim(self, target: Target, pid: int, rows: int = 0) -> None:
+        """Let a process of this host have the first segment."""
+        with (
+            target.job.ledger(write=True) as ledger,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr("flowmap.claims.os.getpid", lambda: pid)
+            Claim(ledger, ledger.read(0, 0, 10), "11" * 16, state="running", rows_done=rows)
+
+    @pytest.fixture
+    def dead(self) -> int:
+        """Return the number of a process that has ended."""
+        with subprocess.Popen([sys.executable, "-c", ""]) as child:
+            child.wait()
+        return child.pid
+
+    def test_while_it_filled(self, target: Target, dead: int) -> None:
+        """The segment has failed, on every host, with the reason; its rows are kept."""
+        self.claim(target, dead, rows=3)
+        record_death(target.segments[0], self.DIED)
+        row = target.status()[0]
+        assert (row["state"], row["rows_done"], row["attempt"]) == ("failed", 3, 2)
+        assert row["reason"] == "the worker process died, 3 times over"
+        kept = failure_of(target.job, 0, 2)
+        assert kept is not None
+        assert "(memory)" in kept["reason"]
+        assert flowmap.fill_segment(target.segments[0], broken).state == "done"
+
+    def test_before_it_began(self, target: Target) -> None:
+        """So has one that was never claimed."""
+        record_death(target.segments[0], self.DIED)
+        assert target.status()[0]["state"] == "failed"
+
+    def test_of_a_pool_of_the_users(self, target: Target, dead: int) -> None:
+        """Its pool breaks as a whole: only the segment in hand has failed."""
+        self.claim(target, dead)
+        for segment in target.segments:
+            record_death(segment, BrokenProcessPool("A process was terminated abruptly"))
+        assert target.status()["state"].tolist() == ["failed"] + ["pending"] * 3
+
+    @pytest.mark.parametrize("where", ["alive", "elsewhere", "done", "another job", "gone"])
+    def test_is_none(
+        self, target: Target, monkeypatch: pytest.MonkeyPatch, dead: int, where: str
+    ) -> None:
+        """A segment that a process may have, or that is done, is left alone."""
+        segment = target.segments[0]
+        if where == "alive":
+            self.claim(target, os.getpid())
+        elif where == "elsewhere":
+            monkeypatch.setattr(liveness, "_this_process", lambda: (1, 1))
+            self.claim(target, dead)
+        elif where == "done":
+            flowmap.fill_segment(segment, broken)
+        elif where == "another job":
+            target = flowmap.allocate(target.path, 40, "<f8", segments=4, exist="overwrite")
+        before = target.status()
+        if where == "gone":
+            Sidecar.of(target.path).ledger.unlink()
+        record_death(segment, self.DIED)
+        if where != "gone":
+            assert (target.status() == before).all()
+        assert failure_of(target.job, 0, 2) is None

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,7 +35,6 @@ from flowmap.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -47,6 +47,16 @@ from flowmap.lease import leased
 with leased(flowmap.open_target(sys.argv[1]).job, "the first run"):
     print("held", flush=True)
     time.sleep(600)
+"""
+
+CLAIM = """
+import os, socket, sys
+import flowmap
+from flowmap.claims import Claim
+with flowmap.open_target(sys.argv[1]).job.ledger(write=True) as ledger:
+    index = int(ledger.read(0, 0, 3).attempt > 0)
+    Claim(ledger, ledger.read(index, 3 * index, 3 * index + 3), "", state="running")
+print("process", os.getpid(), "on", socket.gethostname(), flush=True)
 """
 
 TAKE = """
@@ -391,6 +401,58 @@ class TestThisMachine:
             held.check()
 
 
+class TestContainers:
+    """Two containers of one node may share the host's name, and each have a process 1."""
+
+    @pytest.mark.system("unshare", packages="util-linux", root=True)
+    def test_same_name_and_number(self, target: flowmap.Target) -> None:
+        """One is neither taken for the other nor for dead, in the lease and in the ledger."""
+        pod = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
+        pod += ["sh", "-c", 'hostname localhost || exit 77; exec "$@"', "-"]
+        first = start([*pod, *script(CLAIM + HOLD, target.path)])
+        try:
+            assert first.stdout is not None
+            said = first.stdout.readline()
+            if first.poll() == 77 or not said:
+                pytest.skip("cannot unshare; needs docker run --privileged")
+            assert said == "process 1 on localhost\n"
+            assert first.stdout.readline() == "held\n"
+            second = run([*pod, *script(CLAIM + TAKE, target.path, 1)])
+            assert second.stdout == "process 1 on localhost\nseen\nrefused\n", second.stderr
+            status = target.status()[:2]
+            assert status["state"].tolist() == ["running"] * 2
+            assert status["host"].tolist() == ["localhost"] * 2
+        finally:
+            first.kill()
+            first.communicate()
+
+    def test_of_a_system_that_names_none(
+        self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without /proc this process is not taken for another of its number and host name."""
+        monkeypatch.setattr(machine, "Path", lambda _: Path("/nowhere"))
+        assert machine.machine_id() == ""
+        mine = {"host": machine.host_name(), "machine": machine.machine_id()}
+        publish_json(Sidecar.of(target.path).run, document(target, **mine))
+        with (
+            pytest.raises(JobBusyError, match="the first run"),
+            leased(target.job, "the second run"),
+        ):
+            pass
+
+
+def test_a_host_without_a_name(target: flowmap.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records and messages call it something."""
+    monkeypatch.setattr("flowmap.machine.socket.gethostname", lambda: "")
+    assert flowmap.fill_segment(target.segments[0], ramp).host == "unnamed-host"
+    with (
+        leased(target.job, "the first run"),
+        pytest.raises(JobBusyError, match="on unnamed-host"),
+        leased(target.job, "the second run"),
+    ):
+        pass
+
+
 class TestSameRun:
     """A flow run that is tried again meets the lease of its earlier attempt."""
 
@@ -574,7 +636,7 @@ def test_a_run_whose_job_was_overwritten_is_told(
         new = flowmap.allocate(target.path, 12, "f8", segments=4, exist="overwrite")
         with leased(new.job, "the next run") if leased_anew else contextlib.nullcontext():
             assert not held._is_ours()
-        with pytest.raises(JobBusyError, match="allocated anew") as caught:
+        with pytest.raises(JobBusyError, match="replaced the job") as caught:
             held.check()
         assert "sign of life" not in str(caught.value)
 
@@ -756,14 +818,47 @@ def test_a_stale_lease_is_taken_over_and_the_first_run_stops(
     assert set(target.pending()) >= set(target.segments[2:])
 
 
-def test_a_run_that_slept_through_another(target: flowmap.Target) -> None:
-    """It is told that its lease is gone, and not that its target was allocated anew."""
-    with leased(target.job, "this run") as held:
-        Sidecar.of(target.path).run.unlink()
-        assert not held._is_ours()
-        with pytest.raises(JobBusyError, match=r"lease .* is gone") as caught:
-            held.check()
+class TestSuspended:
+    """A run that was suspended while another one took its job over, and has ended."""
+
+    @pytest.mark.parametrize(
+        ("filled", "said"),
+        [
+            (4, "took the job over and finished it: all 4 segments are done, and nothing"),
+            (1, "3 of 4 segments are left. What this run finished is kept"),
+        ],
+    )
+    def test_same_job(self, target: flowmap.Target, filled: int, said: str) -> None:
+        """It is told what is done, and not that its target was allocated anew."""
+        with leased(target.job, "this run") as held:
+            Sidecar.of(target.path).run.unlink()
+            for segment in target.segments[:filled]:
+                flowmap.fill_segment(segment, ramp)
+            with pytest.raises(JobBusyError, match=r"lease .* is gone") as caught:
+                held.check(now=True)
+        assert said in str(caught.value)
         assert "anew" not in str(caught.value)
+
+    def test_allocated_anew(self, target: flowmap.Target) -> None:
+        """Where the other run replaced the job, it is told so, and how far that one is."""
+        with leased(target.job, "this run") as held:
+            again = flowmap.allocate(target.path, 12, "f8", segments=4, exist="overwrite")
+            flowmap.fill(again, ramp, executor="threads")
+            with pytest.raises(JobBusyError, match="replaced the job and finished it"):
+                held.check(now=True)
+
+    def test_in_a_segment(self, target: flowmap.Target) -> None:
+        """The lost claim is not the error: that the other run has finished the job is."""
+
+        def slow(out: NDArray[Any], block: Block) -> None:
+            if target.status()["state"][3] != "done":  # this run is suspended here
+                Sidecar.of(target.path).run.unlink()
+                flowmap.fill(target, ramp, executor="threads")
+            ramp(out, block)
+
+        with pytest.raises(JobBusyError, match="nothing is left to do"):
+            flowmap.fill(target, slow, executor="threads", workers=1)
+        assert flowmap.validate(target).ok
 
 
 def test_ending_leaves_the_lease_of_another(target: flowmap.Target) -> None:

@@ -123,11 +123,39 @@ def test_an_advanced_slot_is_the_next_record(
     assert time.time() - 60 < found.finished <= time.time()
 
 
-def test_long_or_foreign_texts_are_cut() -> None:
-    """A host or reason that does not fit costs its end, not the record."""
-    record = SegmentRecord(0, 0, 1, host="ü" * 99, reason="x" * 99)
-    found = SegmentRecord.unpack(record.pack(JOB))
-    assert (found.host, found.reason) == ("?" * 32, "x" * 40)
+def test_a_long_reason_is_cut() -> None:
+    """A reason that does not fit costs its end, not the record."""
+    record = SegmentRecord(0, 0, 1, reason="x" * 99)
+    assert SegmentRecord.unpack(record.pack(JOB)).reason == "x" * 40
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("simulate-7d9f8b6c5-" * 3 + "abcde", "simulate-7d9f8b6c5-" * 3 + "fghij"),
+        ("node1." + "cluster." * 6 + "org", "node2." + "cluster." * 6 + "org"),
+        ("a" * 20 + "1" + "b" * 20, "a" * 20 + "2" + "b" * 20),
+        ("knüppel", "knöppel"),
+        ("\udcfc", "\udcf6"),  # bytes that are not UTF-8, as Python reads them
+        ("ü" * 40, "ü" * 41),
+    ],
+)
+def test_hosts_of_different_names_stay_different(one: str, other: str) -> None:
+    """Where a name does not fit, or is not ASCII, what differs is kept."""
+    found = [
+        SegmentRecord.unpack(SegmentRecord(0, 0, 1, host=name).pack(JOB)).host
+        for name in (one, other)
+    ]
+    assert found[0] != found[1]
+    for name, short in zip((one, other), found, strict=True):
+        assert len(short) <= 32
+        assert not name.isascii() or (short[0], short[-1]) == (name[0], name[-1])
+
+
+@pytest.mark.parametrize("name", ["here", "n" * 32])
+def test_a_name_that_fits_is_kept(name: str) -> None:
+    """As the versions before this one did."""
+    assert SegmentRecord.unpack(SegmentRecord(0, 0, 1, host=name).pack(JOB)).host == name
 
 
 @settings(max_examples=300)

@@ -11,7 +11,7 @@ import pytest
 from support import as_user, let_others_in, ramp, sealed, snapshot
 
 import flowmap
-import flowmap.alloc
+import flowmap.wanted
 from flowmap import sentinels
 from flowmap.checksums import write_checksum
 from flowmap.errors import ForeignFileError, InvalidArgumentError
@@ -143,13 +143,13 @@ def test_allocated_by_two_users_at_once(shared: Path, monkeypatch: pytest.Monkey
     assert as_user(OTHER, allocated(shared), mask=0) == "2"
 
     def at_once() -> str:
-        look, looks = flowmap.alloc._Wanted.attach, list[object]()
+        look, looks = flowmap.wanted.Wanted.attach, list[object]()
 
         def too_early(wanted: Any) -> Any:
             looks.append(None)
             return look(wanted) if len(looks) > 1 else None
 
-        monkeypatch.setattr(flowmap.alloc._Wanted, "attach", too_early)
+        monkeypatch.setattr(flowmap.wanted.Wanted, "attach", too_early)
         return str(allocate(shared).job.made["pid"] != os.getpid())
 
     assert as_user(OWNER, at_once) == "True"

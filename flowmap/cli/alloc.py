@@ -1,7 +1,7 @@
 """`flowmap alloc`."""
 
 from flowmap import sentinels
-from flowmap.alloc import Exist, allocate_or_attach
+from flowmap.alloc import allocate_or_attach
 from flowmap.cli.advice import how_to_fill
 from flowmap.cli.exits import Exit
 from flowmap.cli.output import say, say_json
@@ -23,6 +23,7 @@ from flowmap.cli.picture import described
 from flowmap.job import Durability
 from flowmap.storage import PAGE
 from flowmap.summary import Summary
+from flowmap.wanted import Exist
 
 
 def alloc(

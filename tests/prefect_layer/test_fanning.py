@@ -17,8 +17,9 @@ from servers import until
 from support import ramp
 
 import flowmap
-from flowmap.errors import SegmentsFailedError
+from flowmap.errors import JobBusyError, SegmentsFailedError, WorkerDiedError
 from flowmap.fanning import FanOut
+from flowmap.sidecar import Sidecar
 from flowmap.work import Work
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ def passing_fault(out: np.ndarray[Any, Any], block: flowmap.Block, folder: str) 
 def lasting_fault(out: np.ndarray[Any, Any], block: flowmap.Block) -> None:
     """Raise an error of the system each time."""
     raise ConnectionResetError("the file server went away")
+
+
+@flowmap.filler
+def overtaken(out: np.ndarray[Any, Any], block: flowmap.Block, folder: str) -> None:
+    """Let another run take the job over and finish it, as while this one is suspended."""
+    target = flowmap.open_target(Path(folder) / "a.npy")
+    if target.pending() and Sidecar.of(target.path).run.exists():
+        Sidecar.of(target.path).run.unlink()
+        for segment in target.segments:
+            flowmap.fill_segment(segment, overtaken, {"folder": folder})
+    out[...] = 1
 
 
 def history(server: Server, run: dict[str, Any]) -> list[str]:
@@ -244,3 +256,35 @@ def test_an_executor_that_does_not_begin_is_told_of(
     (text,) = told
     assert text.startswith("None of the 3 segments")
     assert "executor (Held)" in text
+
+
+def test_a_run_that_was_overtaken_is_told_so(server: Server, tmp_path: Path) -> None:
+    """Its segments did not fail: another run has finished the job."""
+    with pytest.raises(JobBusyError, match="nothing is left to do"):
+        fill(tmp_path / "a.npy", "overtaken", arguments={"folder": str(tmp_path)}, workers=1)
+    assert flowmap.validate(tmp_path / "a.npy").ok
+
+
+class Deadly(Executor):
+    """An executor whose workers die before they record anything."""
+
+    def submit(self, _call: Any, /, segment: Any, *_: Any) -> Future[Any]:  # type: ignore[override]
+        """Return a future whose worker has died."""
+        future: Future[Any] = Future()
+        future.set_exception(WorkerDiedError(f"{segment.name}: the worker process died"))
+        return future
+
+
+def test_a_segment_whose_worker_died_has_failed(server: Server, tmp_path: Path) -> None:
+    """The records say so and why, for `status` on any host, in this flow and in one's own."""
+    target = flowmap.allocate(tmp_path / "a.npy", 30, "u1", segments=3)
+
+    @flow
+    def filled() -> None:
+        list(FanOut(Work.of(ramp), 1).fill(Deadly(), target.segments[:1]))
+        flowmap.fill_task(target.segments[1], ramp, None, Deadly(), return_state=True)
+
+    filled()
+    status = target.status()
+    assert status["state"].tolist() == ["failed", "failed", "pending"]
+    assert status["reason"].tolist() == ["the worker process died"] * 2 + [""]

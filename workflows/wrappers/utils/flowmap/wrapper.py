@@ -7,6 +7,7 @@ __license__ = "BSD-3-Clause"
 import json
 import os
 import shlex
+from pathlib import Path
 
 from snakemake.shell import shell
 
@@ -27,6 +28,6 @@ call = shlex.join(words)
 shell("{call} {extra} {log}")
 
 if command == "validate":  # Snakemake would not replace a hard link: the array is read-only now
-    output = snakemake.output[0]
-    folder = os.path.realpath(os.path.dirname(output))
-    os.symlink(os.path.relpath(os.path.realpath(target), folder), output)
+    output = Path(snakemake.output[0])
+    to = os.path.relpath(Path(target).resolve(), output.parent.resolve())
+    output.symlink_to(to)
