@@ -128,19 +128,21 @@ class Work:
         Returns:
             A sentence, with a space before it; nothing where more, or nothing, differs.
         """
-        if other is None or other["filler"] == self.name or not may_be_given(other["filler"]):
+        name = None if other is None else other["filler"]
+        if other is None or not isinstance(name, str) or not may_be_given(name):
             return ""
         places = place_of(other), mark_of(self.function).place
         if len({place.partition(":")[2] for place in places}) > 1:
             return ""
         signature = _signature_of(self.function)
-        as_other = _fingerprint(other["filler"], self.version, signature, self._counted())
-        if as_other != other["fingerprint"]:
+        if _fingerprint(name, self.version, signature, self._counted()) != other.get(
+            "fingerprint"
+        ):
             return ""
-        name = json.dumps(other["filler"], ensure_ascii=False)
         return (
-            " The two differ only in the name of the filler, which comes from the name of its "
-            f"module or script. If they are one filler, mark it: @flowmap.filler(name={name})."
+            " The two differ only in the name of the filler, of which the name of its module "
+            "or script is a part. If they are one filler, mark it: "
+            f"@flowmap.filler(name={json.dumps(name, ensure_ascii=False)})."
         )
 
     def __call__(self, out: np.ndarray[Any, Any], block: Block) -> object:

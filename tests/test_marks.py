@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import runpy
-import subprocess
 import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import pytest
 
 import flowmap
@@ -164,18 +161,18 @@ def test_two_fillers_of_one_name(target: Target) -> None:
         flowmap.fill(target, other, executor="threads", workers=1)
 
 
-def test_recalled(target: Target, load: Callable[..., Any], tmp_path: Path) -> None:
-    """A run that names no filler finds it where it was defined: `flowmap fill out.npy`."""
-    load("sweep_recalled")
-    command = [sys.executable, "-m", "flowmap", "fill", "out.npy"]
-    environment = os.environ | {"PYTHONPATH": ""}
-    first = ["--filler", "sweep_recalled.py:named_fill", "--segment", "0"]
-    for more in (first, []):
-        subprocess.run([*command, *more], cwd=tmp_path, env=environment, check=True, timeout=60)
-    np.testing.assert_array_equal(np.load(target.path), np.ones(10))
+def test_recalled(
+    target: Target, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that names no filler imports it from where it was defined."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    flowmap.fill_segment(target.segments[0], load("sweep_recalled"))
+    flowmap.fill_share(target, "1")
+    monkeypatch.delitem(sys.modules, "sweep_recalled")
+    assert flowmap.validate(target).ok
     recorded = target.job.recorded_work(str(target.status()["work"][0]))
     assert recorded is not None
-    assert recorded["filler"] == "stable"
+    assert (recorded["filler"], recorded["function"]) == ("stable", "sweep_recalled:named_fill")
 
 
 def test_pinned(tmp_path: Path) -> None:
@@ -186,11 +183,14 @@ def test_pinned(tmp_path: Path) -> None:
     assert target.job.work["function"] == f"{__name__}:sweep"
 
 
-@pytest.mark.parametrize("filler", [sweep, NAMED, functools.partial(sweep, value=4)])
-def test_worker_processes(target: Target, filler: Any) -> None:
-    """They record the same work as this process would."""
-    flowmap.fill(target, filler, executor="processes", workers=1)
-    assert set(target.status()["work"]) == {Work.of(filler).fingerprint}
+def test_worker_processes(target: Target, load: Callable[..., Any]) -> None:
+    """They record the work that this process would, of a filler that travels by value, too."""
+    script = load("sweep_that_travels")
+    with flowmap.executor("processes", workers=1) as pool:
+        for filler in (sweep, NAMED, functools.partial(sweep, value=4), script):
+            flowmap.fill(target, filler, executor=pool)
+            assert set(target.status()["work"]) == {Work.of(filler).fingerprint}
+            flowmap.reset(target, target.segments)
 
 
 class TestHint:
