@@ -51,7 +51,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
-ReturnToService=2
+ReturnToService=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10
 """
@@ -147,18 +147,25 @@ class Cluster:
         change = ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=a test"]
         subprocess.run(change, env=self._environment, check=True, timeout=60)
 
-    def processes(self, name: str) -> list[int]:
-        """Return the jobs' processes of a name; of flowmap those that run `flowmap fill`."""
-        found = []
-        for pid in self._left():
-            with contextlib.suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if (
-                    name.encode() in command.split(b"\0")[0]
-                    or f"/{name}\0fill".encode() in command
-                ):
-                    found.append(pid)
-        return found
+    def process(self, command: str) -> int:
+        """Return the only process of the jobs whose command has a text."""
+        (pid,) = (pid for pid in self._left() if command in _text_of(pid, "cmdline"))
+        return pid
+
+    def crash(self) -> None:
+        """Kill what a crash of the node would, and start the node again."""
+        left = self._left()
+        starters = {int(_text_of(pid, "stat").rpartition(")")[2].split()[1]) for pid in left}
+        slurmd = self._daemons.pop()
+        slurmd.kill()
+        slurmd.wait()
+        for pid in [
+            *(pid for pid in starters if "slurmstepd" in _text_of(pid, "cmdline")),
+            *left,
+        ]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._start("slurmd", "-D")
 
     def start(self) -> None:
         """Start the daemons; return once they take jobs."""
@@ -218,6 +225,14 @@ class Cluster:
                 if (entry / "cwd").readlink().is_relative_to(self.folder):
                     found.append(pid)
         return found
+
+
+def _text_of(pid: int, file: str) -> str:
+    """Return a file of a process in /proc; an empty text if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except OSError:
+        return ""
 
 
 def _free_ports() -> list[int]:
