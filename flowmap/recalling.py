@@ -109,6 +109,8 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
         raise _changed(target, recorded, f"comes from {elsewhere}")
     work = Work.of(function, recorded["values"])
     difference = differs(work.origin, file, source, module)
+    if difference is None and work.fingerprint != recorded.get("fingerprint"):
+        difference = "has another name, version or other volatile arguments"
     if difference is not None:
         raise _changed(target, recorded, difference)
     return work

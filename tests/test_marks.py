@@ -13,6 +13,7 @@ import pytest
 import flowmap
 from flowmap import marks
 from flowmap.errors import (
+    FillerRefusedError,
     InvalidArgumentError,
     OtherJobError,
     OtherWorkError,
@@ -24,7 +25,7 @@ from flowmap.sources import changed_by, changes_in
 from flowmap.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -60,8 +61,10 @@ NAMED = flowmap.filler(name="an object")(Filling())
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[..., Any]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Return a function that defines a filler in a script of some name."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def load(
         script: str, mark: str = '@flowmap.filler(name="stable")', value: str = "value"
@@ -70,7 +73,9 @@ def load(tmp_path: Path) -> Callable[..., Any]:
         file.write_text(SCRIPT.replace("MARK", mark).replace("VALUE", value))
         return runpy.run_path(str(file), run_name=script)["named_fill"]
 
-    return load
+    yield load
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture
@@ -161,18 +166,25 @@ def test_two_fillers_of_one_name(target: Target) -> None:
         flowmap.fill(target, other, executor="threads", workers=1)
 
 
-def test_recalled(
-    target: Target, load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recalled(target: Target, load: Callable[..., Any]) -> None:
     """A run that names no filler imports it from where it was defined."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
     flowmap.fill_segment(target.segments[0], load("sweep_recalled"))
     flowmap.fill_share(target, "1")
-    monkeypatch.delitem(sys.modules, "sweep_recalled")
     assert flowmap.validate(target).ok
     recorded = target.job.recorded_work(str(target.status()["work"][0]))
     assert recorded is not None
     assert (recorded["filler"], recorded["function"]) == ("stable", "sweep_recalled:named_fill")
+
+
+@pytest.mark.parametrize("mark", ['name="other"', 'name="stable", version="2"'])
+def test_edited_mark_is_not_recalled(
+    target: Target, load: Callable[..., Any], mark: str
+) -> None:
+    """The records name other work than the function is by now."""
+    flowmap.fill_segment(target.segments[0], load("sweep_edited"))
+    load("sweep_edited", f"@flowmap.filler({mark})")
+    with pytest.raises(FillerRefusedError, match="another name, version"):
+        recalled(target)
 
 
 def test_pinned(tmp_path: Path) -> None:
