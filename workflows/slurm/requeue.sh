@@ -22,7 +22,7 @@ trap : TERM # `scancel`, and the time limit, send it to flowmap, too
 
 flowmap alloc "$array" "${job[@]}" || exit
 
-flowmap fill "$array" --workers "$SLURM_CPUS_PER_TASK" &
+flowmap fill "$array" --workers "${SLURM_CPUS_PER_TASK:-1}" &
 fill=$!
 while # a signal ends the wait, not the fill
   wait "$fill"
