@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +24,8 @@ from flowmap.errors import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from flowmap.segments import Block
@@ -50,16 +49,6 @@ def uneven(out: NDArray[Any], block: Block) -> None:
 def vouched(file: Path) -> list[int]:
     """Return the segments that a sentinel vouches for."""
     return sorted(map(int, json.loads(file.read_text())["segments"]))
-
-
-@pytest.mark.parametrize("name", ["requeue.sh", "array-job.sh"])
-def test_scripts_for_slurm(name: str) -> None:
-    """The page shows them as they are; `tests/faults/test_slurm.py` runs them on Slurm."""
-    root = Path(__file__).parents[1]
-    script = root / "workflows" / "slurm" / name
-    assert f"```bash\n{script.read_text()}```" in (root / "docs/batch_systems.md").read_text()
-    assert os.access(script, os.X_OK)
-    subprocess.run(["bash", "-n", script], check=True)
 
 
 @pytest.mark.parametrize("items", [1, 3, 10, 25])
