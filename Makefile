@@ -62,7 +62,7 @@ campaign: .venv/test.ready
 	$(MAKE) -k -j2 $(PARTS:%=campaign-%)
 
 PARTS := whole_jobs hostile_input zombies power_cut damage system_calls races killed_runs \
-	full_disk failed_write_back two_hosts
+	full_disk failed_write_back two_hosts slurm
 
 campaign-%: .venv/test.ready
 	$(BIN)/pytest -m campaign -p no:cacheprovider --figures docs/reliability.md tests/faults/test_$**.py

@@ -61,10 +61,10 @@ if TYPE_CHECKING:
     )
     from flowmap.examination import validate
     from flowmap.executors import executor, fill
-    from flowmap.fillers import filler
     from flowmap.flow import fill_array
     from flowmap.loading import load
     from flowmap.mapping import open_memmap
+    from flowmap.marks import filler
     from flowmap.progress import Progress
     from flowmap.records import SegmentRecord
     from flowmap.report import ValidationReport
@@ -117,7 +117,7 @@ _HOMES: Final = {
     "fill_segment": "write",
     "fill_share": "shares",
     "fill_task": "tasks",
-    "filler": "fillers",
+    "filler": "marks",
     "load": "loading",
     "open_memmap": "mapping",
     "open_segment": "write",

@@ -133,8 +133,8 @@ def _check(job: Job, segment: Segment, work: Work, target: int) -> None:
     if job.work is not None and job.work["fingerprint"] != work.fingerprint:
         raise OtherWorkError(
             f"{job.path} is pinned to {describe(job.work)}; for {segment.name} you gave "
-            f"{describe(work.describe())}. Fill it by the same work, or allocate another "
-            f"target, or this one anew with {overwriting()}.",
+            f"{describe(work.describe())}.{work.hint_at_name(job.work)} Fill it by the same "
+            f"work, or allocate another target, or this one anew with {overwriting()}.",
             segment=segment.name,
         )
     with told(f"{segment.name}: cannot read the target; look at the disk", segment.path):

@@ -240,7 +240,7 @@ def _make(wanted: Wanted) -> Job:
         durability=wanted.durability,
         checkpoint_seconds=wanted.checkpoint_seconds,
         reserve=wanted.reserve,
-        work=wanted.work,
+        work=None if wanted.work is None else wanted.work.describe(),
         made={
             "flowmap": __version__,
             "numpy": np.__version__,

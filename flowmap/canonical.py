@@ -21,7 +21,7 @@ import xxhash
 
 from flowmap.advice import ON_ARGUMENTS, advice_on
 from flowmap.errors import InvalidArgumentError
-from flowmap.fillers import name_of
+from flowmap.marks import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

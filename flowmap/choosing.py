@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import InvalidArgumentError, cut
+from flowmap.wording import either
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +47,27 @@ def _indices(name: str, count: int, target: Target) -> range:
         item, items = map(int, share.groups())
         if 1 <= item <= items:
             return range((item - 1) * count // items, item * count // items)
-    elif _NUMBER.fullmatch(name) and int(name) < count:
+        raise InvalidArgumentError(_no_share(name, item, items))
+    if _NUMBER.fullmatch(name) and int(name) < count:
         return range(int(name), int(name) + 1)
-    elif (ends := _RANGE.fullmatch(name)) and int(ends[1]) <= int(ends[2]) < count:
+    if (ends := _RANGE.fullmatch(name)) and int(ends[1]) <= int(ends[2]) < count:
         return range(int(ends[1]), int(ends[2]) + 1)
     there = f"has 0 to {count - 1}" if count else "has none"
     raise InvalidArgumentError(
         f"{cut(repr(name))} names no segments of {target.path}, which {there}. Write a number, "
         "7, several, 1,5,7, a range, 10-19, or a share, 3-of-64."
     )
+
+
+def _no_share(name: str, item: int, items: int) -> str:
+    if not items:
+        return f"{name!r} is a share of none. Write how many shares there are, as in 1-of-8."
+    last = f"{items}-of-{items}"
+    why = f"{name!r} is not a share: shares count from 1, so write 1-of-{items} to {last}."
+    if item:
+        return why
+    task = either(
+        f"f\"{{int(os.environ['SLURM_ARRAY_TASK_ID']) + 1}}-of-{items}\"",
+        f'"$((SLURM_ARRAY_TASK_ID + 1))-of-{items}"',
+    )
+    return f"{why} In a job array that counts from 0, write {task}."

@@ -23,8 +23,8 @@ from flowmap.errors import (
     storage_error,
 )
 from flowmap.filenames import check_filename
-from flowmap.fillers import filler
 from flowmap.mapping import opened_npy
+from flowmap.marks import filler
 from flowmap.npy import MAX_HEADER_SIZE
 from flowmap.root import LIMITS, Limits, rooted
 from flowmap.sidecar import Sidecar

@@ -305,14 +305,17 @@ def refuse_other_work(target: Target, work: Work) -> None:
     status = target.status()
     done = status[(status["state"] == "done") | (status["state"] == "written")]
     other = done[done["work"] != work.fingerprint]
+    recorded = pinned
     if pinned is not None and pinned["fingerprint"] != work.fingerprint:
         fault = f"is pinned to {describe(pinned)}"
     elif len(other):
         first = str(other["work"][0])
+        recorded = target.job.recorded_work(first)
         fault = f"has {len(other)} segments done by {target.job.describe_work(first)}"
     else:
         return
     raise OtherWorkError(
-        f"{target.path} {fault}; you gave {describe(work.describe())}. Run the "
-        f"same work, or allocate another target, or this one anew with {overwriting()}.",
+        f"{target.path} {fault}; you gave {describe(work.describe())}."
+        f"{work.hint_at_name(recorded)} Run the same work, or allocate another target, or this "
+        f"one anew with {overwriting()}.",
     )

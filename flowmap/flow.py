@@ -24,8 +24,8 @@ from flowmap.errors import InvalidArgumentError
 from flowmap.executors import ExecutorName, needs_lease, refuse_other_work, width
 from flowmap.executors import executor as open_executor
 from flowmap.fanning import FanOut
-from flowmap.fillers import mark_of
 from flowmap.lease import Lease, leased
+from flowmap.marks import mark_of
 from flowmap.npy import Layout
 from flowmap.report import ValidationReport
 from flowmap.run_errors import check_loadable, failed
@@ -47,7 +47,7 @@ def _filler_name(filler: Any) -> Any:
     """Turn an importable filler into its name."""
     if not callable(filler):
         return filler
-    name = mark_of(filler).name
+    name = mark_of(filler).place
     module, _, attribute = name.partition(":")
     if getattr(sys.modules.get(module), attribute, None) is not filler:
         raise InvalidArgumentError(

@@ -144,7 +144,10 @@ def _defined(scope: ast.AST, name: str) -> list[ast.AST]:
 
 
 def is_same_source(one: str, other: str) -> bool:
-    """Say whether two sources differ at most in comments, formatting and docstrings."""
+    """Say whether two sources differ at most in comments, formatting, docstrings and the mark.
+
+    What `@filler` says is in the fingerprint: to name a filler is no edit of what it computes.
+    """
     return one == other or _plain(one) == _plain(other)
 
 
@@ -160,7 +163,14 @@ def _plain(source: str) -> str:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             documented = ast.get_docstring(node, clean=False) is not None
             node.body = node.body[1:] if documented else node.body
+            node.decorator_list = [d for d in node.decorator_list if not _is_mark(d)]
     return ast.dump(tree)
+
+
+def _is_mark(decorator: ast.expr) -> bool:
+    """Say whether a decorator is `@filler`, with or without arguments, from any module."""
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(called).rpartition(".")[2] == "filler"
 
 
 def look_in_working_directory(module: str) -> None:

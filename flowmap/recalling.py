@@ -30,7 +30,7 @@ from flowmap.origin import (
 from flowmap.sidecar import Sidecar
 from flowmap.storage import opened
 from flowmap.wording import either
-from flowmap.work import Work, describe
+from flowmap.work import Work, describe, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +98,8 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
     if recorded.get("values") is None:
         raise _unknown(target, f"all arguments of {describe(recorded)}")
     file, source = (_text(recorded.get(name)) for name in ("file", "source"))
-    module = recorded["filler"].partition(":")[0]
+    function = place_of(recorded)
+    module = function.partition(":")[0]
     if file is not None:
         look_in_folder_of(file, module)
     if here:
@@ -106,8 +107,10 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
     elsewhere = None if file is None else found_elsewhere(module, file)
     if elsewhere is not None:  # not even imported: it may be another user's
         raise _changed(target, recorded, f"comes from {elsewhere}")
-    work = Work.of(recorded["filler"], recorded["values"])
+    work = Work.of(function, recorded["values"])
     difference = differs(work.origin, file, source, module)
+    if difference is None and work.fingerprint != recorded.get("fingerprint"):
+        difference = "has another name, version or other volatile arguments"
     if difference is not None:
         raise _changed(target, recorded, difference)
     return work
@@ -126,7 +129,7 @@ def recorded_filler(target: Target) -> str | None:
         recorded, _ = _read(target, _place(target))
     except InvalidArgumentError:
         return None
-    name: str = recorded["filler"]
+    name = place_of(recorded)
     file, source = (_text(recorded.get(each)) for each in ("file", "source"))
     now = None if file is None else source_in(file, name.partition(":")[2])
     edited = None not in (source, now) and not is_same_source(str(source), str(now))
@@ -225,7 +228,7 @@ def _quoted(recorded: dict[str, Any]) -> tuple[str, str]:
     """Return the recorded filler, and the option with its arguments, as a shell takes them."""
     values = recorded.get("values")
     arguments = f" --arguments {shlex.quote(cut(json.dumps(values)))}" if values else ""
-    return _printable(recorded["filler"]), _printable(arguments, quote=False)
+    return _printable(place_of(recorded)), _printable(arguments, quote=False)
 
 
 def _printable(text: str, *, quote: bool = True) -> str:

@@ -19,9 +19,11 @@ from flowmap.changes import Change
 from flowmap.documents import publish_json, read_json
 from flowmap.errors import FlowmapError
 from flowmap.job import read_job
+from flowmap.marks import is_own
 from flowmap.origin import is_same_source, source_in
 from flowmap.records import FINISHED, status_of
 from flowmap.sidecar import Sidecar
+from flowmap.work import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,13 +39,14 @@ if TYPE_CHECKING:
 _SEVERAL: Final = "ffffffff"
 """Stands for several sources: one filled the first rows of a segment, another the rest."""
 
+_KINDS: Final = {"filler": str, "function": str, "file": str, "source": str, "time": float}
+"""What is recorded of a source, and of which type it is."""
+
 _RECORDED: Final[set[tuple[str, str, str]]] = set()
 """What this process has recorded, or has found recorded: job, fingerprint, digest."""
 
 _WARNED: Final[set[tuple[str, str, str]]] = set()
 """What `warn_if_older` has compared in this process: job, fingerprint, digest of the source."""
-
-_OWN: Final = __name__.partition(".")[0]
 
 
 def digest_of(source: str | None) -> str:
@@ -57,12 +60,7 @@ def source_of(work: Work) -> str | None:
 
     What flowmap's own fillers compute depends on their version, not on how they are written.
     """
-    return None if _is_own(work.name) else work.origin.source
-
-
-def _is_own(filler: str) -> bool:
-    """Say whether a filler is one of flowmap's, by its name."""
-    return filler.partition(":")[0].partition(".")[0] == _OWN
+    return None if is_own(work.name) else work.origin.source
 
 
 def record_work(job: Job, work: Work) -> None:
@@ -91,7 +89,7 @@ def _place(job: Job, work: Work) -> Path:
 
 
 def _publish(path: Path, work: Work) -> None:
-    described = {name: work.describe()[name] for name in ("filler", "file", "source")}
+    described = {name: value for name, value in work.describe().items() if name in _KINDS}
     publish_json(path, described | {"time": time.time()})
 
 
@@ -135,9 +133,8 @@ def _read(path: Path) -> dict[str, Any]:
         found = read_json(path)
     except (OSError, ValueError):
         return {}
-    kinds = {"filler": str, "file": str, "source": str, "time": float}
     return {
-        name: found[name] for name, kind in kinds.items() if isinstance(found.get(name), kind)
+        name: found[name] for name, kind in _KINDS.items() if isinstance(found.get(name), kind)
     }
 
 
@@ -213,10 +210,10 @@ def changes_in(job: Job) -> list[Change]:
         own = rows[rows["work"] == fingerprint]
         newest = _newest(job, fingerprint, own)
         name, source = newest.get("filler"), newest.get("source")
-        if name is None or source is None or _is_own(name):
+        if name is None or source is None or is_own(name):
             continue
         if "file" in newest:
-            source = source_in(newest["file"], name.partition(":")[2]) or source
+            source = source_in(newest["file"], place_of(newest).partition(":")[2]) or source
         change = _change(job, fingerprint, own, name, source)
         found += [] if change is None else [change]
     return found

@@ -53,7 +53,7 @@ class Wanted:
     align: int
     durability: Durability
     checkpoint_seconds: float
-    work: dict[str, Any] | None
+    work: Work | None
     reads: str | None  # the argument of the work that names the target itself
     runs: Mapping[str, str]  # the attempt of each run that calls
 
@@ -91,7 +91,7 @@ class Wanted:
             checkpoint_seconds=seconds(
                 option("checkpoint_seconds"), asked["checkpoint_seconds"]
             ),
-            work=None if work is None else work.describe(),
+            work=work,
             reads=None if work is None else argument_naming(path, work.arguments),
             runs=asked["runs"],
         )
@@ -177,17 +177,17 @@ class Wanted:
                 words = either(name, name.replace("_", " "))
                 self._refuse(f"{words} {cut(str(there))}", f"{words} {cut(str(wanted))}")
         if self.work is not None:
+            wanted = f"the work {describe(self.work.describe())}"
             if job.work is None:
-                self._refuse("no work pinned", f"the work {describe(self.work)}")
-            elif job.work["fingerprint"] != self.work["fingerprint"]:
-                self._refuse(
-                    f"the work {describe(job.work)}", f"the work {describe(self.work)}"
-                )
+                self._refuse("no work pinned", wanted)
+            elif job.work["fingerprint"] != self.work.fingerprint:
+                hint = self.work.hint_at_name(job.work)
+                self._refuse(f"the work {describe(job.work)}", wanted, hint)
 
-    def _refuse(self, there: str, wanted: str) -> None:
+    def _refuse(self, there: str, wanted: str, hint: str = "") -> None:
         raise OtherJobError(
-            f"{self.path} holds another job: it has {there}, and {wanted} was asked for. Ask "
-            f"for the same, choose another path, or replace it with "
+            f"{self.path} holds another job: it has {there}, and {wanted} was asked for.{hint} "
+            f"Ask for the same, choose another path, or replace it with "
             f"{setting(exist='overwrite')}.",
             path=str(self.path),
         )

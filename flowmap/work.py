@@ -14,7 +14,8 @@ from flowmap.callables import check_callable, open_partial
 from flowmap.canonical import canonical
 from flowmap.errors import InvalidArgumentError, WrongTypeError, cut, short
 from flowmap.file_maps import by_file
-from flowmap.fillers import find_filler, mark_of
+from flowmap.fillers import find_filler
+from flowmap.marks import mark_of, may_be_given
 from flowmap.origin import Origin
 from flowmap.root import LIMITS, Limits
 
@@ -91,13 +92,7 @@ class Work:
         chosen = _check_arguments(plain, signature, arguments, bound)
         mark = mark_of(plain)
         counted = {k: v for k, v in chosen.items() if k not in mark.volatile}
-        try:
-            form = json.dumps([mark.name, mark.version, *_forms(signature, counted)])
-        except RecursionError as error:
-            raise InvalidArgumentError(
-                "arguments hold themselves, or too many levels; pass flat ones."
-            ) from error
-        fingerprint = xxhash.xxh3_128_hexdigest(form.encode())
+        fingerprint = _fingerprint(mark.name, mark.version, signature, counted)
         origin = Origin.of(plain)
         return cls(plain, chosen, mark.name, mark.version, fingerprint, origin, limits)
 
@@ -108,8 +103,7 @@ class Work:
         between attempts at the same work. "values" are the others as JSON has them, to be
         called with again; None where JSON has no such values, or they are too long.
         """
-        volatile = mark_of(self.function).volatile
-        counted = {k: v for k, v in self.arguments.items() if k not in volatile}
+        counted, place = self._counted(), mark_of(self.function).function
         return {
             "filler": self.name,
             "version": self.version,
@@ -118,7 +112,38 @@ class Work:
             "fingerprint": self.fingerprint,
             "file": self.origin.file,
             "source": self.origin.source,
-        }
+        } | ({} if place is None else {"function": place})
+
+    def _counted(self) -> dict[str, Any]:
+        """Return the arguments that count: those that are not volatile."""
+        volatile = mark_of(self.function).volatile
+        return {k: v for k, v in self.arguments.items() if k not in volatile}
+
+    def hint_at_name(self, other: Mapping[str, Any] | None) -> str:
+        """Say how to go on where a recorded work differs in the filler's module alone.
+
+        Args:
+            other: The recorded work, as `describe` gave it; None if it is unknown.
+
+        Returns:
+            A sentence, with a space before it; nothing where more, or nothing, differs.
+        """
+        name = None if other is None else other["filler"]
+        if other is None or not isinstance(name, str) or not may_be_given(name):
+            return ""
+        places = place_of(other), mark_of(self.function).place
+        if len({place.partition(":")[2] for place in places}) > 1:
+            return ""
+        signature = _signature_of(self.function)
+        if _fingerprint(name, self.version, signature, self._counted()) != other.get(
+            "fingerprint"
+        ):
+            return ""
+        return (
+            " The two differ only in the name of the filler, of which the name of its module "
+            "or script is a part. If they are one filler, mark it: "
+            f"@flowmap.filler(name={json.dumps(name, ensure_ascii=False)})."
+        )
 
     def __call__(self, out: np.ndarray[Any, Any], block: Block) -> object:
         """Call the filler for one block, within the limits of its run."""
@@ -128,6 +153,18 @@ class Work:
             return function(out, block, **self.arguments)
         finally:
             LIMITS.reset(before)
+
+
+def _fingerprint(
+    name: str, version: str, signature: inspect.Signature | None, counted: dict[str, Any]
+) -> str:
+    try:
+        form = json.dumps([name, version, *_forms(signature, counted)])
+    except RecursionError as error:
+        raise InvalidArgumentError(
+            "arguments hold themselves, or too many levels; pass flat ones."
+        ) from error
+    return xxhash.xxh3_128_hexdigest(form.encode())
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -158,6 +195,12 @@ def _collected(signature: inspect.Signature | None, arguments: dict[str, Any]) -
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = {each.name for each in parameters if each.kind in by_name}
     return [name for name in arguments if name not in named]
+
+
+def place_of(work: Mapping[str, Any]) -> str:
+    """Return where the filler of a recorded work was imported from: "module:function"."""
+    place = work.get("function")
+    return place if isinstance(place, str) else str(work["filler"])
 
 
 def describe(work: dict[str, Any]) -> str:

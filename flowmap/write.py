@@ -196,11 +196,12 @@ def _identity(out: NDArray[Any]) -> tuple[object, ...]:
 
 def _refuse_other_work(attempt: Attempt, work: Work) -> None:
     if attempt.before.work != work.fingerprint:
+        recorded = attempt.job.recorded_work(attempt.before.work)
         raise OtherWorkError(
             f"{attempt.segment.name} of {attempt.job.path} was done by "
             f"{attempt.job.describe_work(attempt.before.work)}; you gave "
-            f"{describe(work.describe())}. To compute it again {call('reset')} it; to keep "
-            "both, allocate another target.",
+            f"{describe(work.describe())}.{work.hint_at_name(recorded)} To compute it again "
+            f"{call('reset')} it; to keep both, allocate another target.",
             segment=attempt.segment.name,
         )
 

@@ -16,7 +16,8 @@ from support import take_anything, versioned
 
 import flowmap
 from flowmap.errors import FillerNotFoundError, WrongTypeError
-from flowmap.fillers import Mark, arange, find_filler, mark_of, published
+from flowmap.fillers import arange, find_filler, published
+from flowmap.marks import Mark, mark_of
 from flowmap.work import Work
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class TestFind:
             ("flowmap.fillers: arange", "cannot be found"),
             (".fillers:arange", "cannot be found"),
             ("flowmap.fillers:filler", "not marked"),
-            ("flowmap.fillers:sys.exit", "sys is a module"),
+            ("flowmap.marks:sys.exit", "sys is a module"),
             ("flowmap.copying:filler.__globals__", "not marked"),
             ("flowmap.copying:np.f2py.nothing", "np is a module"),
             ("builtins:print", "not marked"),
@@ -163,7 +164,7 @@ import enum, json, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import flowmap
-from flowmap.fillers import mark_of
+from flowmap.marks import mark_of
 from flowmap.work import Work
 
 class Kind(enum.Enum):

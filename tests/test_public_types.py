@@ -21,7 +21,7 @@ def ones(out: NDArray[Any], block: flowmap.Block) -> None:
     out[...] = 1
 
 
-@flowmap.filler(version="2", volatile=("log",))
+@flowmap.filler(version="2", volatile=("log",), name="twos")
 def twos(out: NDArray[Any], block: flowmap.Block, *, log: bool = False) -> None:
     """Fill with twos."""
     out[...] = 2

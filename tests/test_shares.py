@@ -115,13 +115,27 @@ def test_written_at_the_end(tmp_path: Path) -> None:
     assert vouched(tmp_path / "1.json") == [0, 1]
 
 
-@pytest.mark.parametrize("share", ["0-of-3", "4-of-3", "10", "8-10", "first", "", "1-of-0"])
+@pytest.mark.parametrize("share", ["10", "8-10", "first", "", "-1-of-3"])
 def test_names_of_no_share(target: Target, tmp_path: Path, share: str) -> None:
     """They are refused, with what can be written."""
     before = snapshot(tmp_path)
     with pytest.raises(InvalidArgumentError, match=r"names no segments.*3-of-64"):
         flowmap.fill_share(target, share, ramp)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ("0-of-8", r"count from 1, .* 1-of-8 to 8-of-8.*int\(os.environ.*\+ 1\}-of-8"),
+        ("9-of-8", r"count from 1, so write 1-of-8 to 8-of-8\.$"),
+        ("1-of-0", "a share of none"),
+    ],
+)
+def test_numbers_of_no_share(target: Target, share: str, message: str) -> None:
+    """Shares count from 1; of a task that counts from 0 it says what to write."""
+    with pytest.raises(InvalidArgumentError, match=message):
+        flowmap.fill_share(target, share, ramp)
 
 
 def test_refused_before_anything_is_filled(target: Target, tmp_path: Path) -> None:

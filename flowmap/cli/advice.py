@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flowmap.cli.output import quoted
 from flowmap.errors import FillerError, FlowmapError, SegmentsFailedError, printable
 from flowmap.failures import clean_traceback, failure_of
-from flowmap.fillers import name_of
+from flowmap.marks import name_of
 from flowmap.recalling import recorded_filler
 from flowmap.tracebacks import traceback_text
 from flowmap.write import write_segment

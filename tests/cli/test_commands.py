@@ -301,13 +301,22 @@ def test_sentinels(command: Command, folder: Path) -> None:
     assert vouched["job"] == flowmap.open_target("out.npy").job.id
 
 
-@pytest.mark.parametrize("name", ["10", "-1", "3-2", "0-of-4", "5-of-4", "x", "1-10", ""])
+@pytest.mark.parametrize("name", ["10", "-1", "3-2", "x", "1-10", ""])
 def test_names_of_no_segments(command: Command, name: str) -> None:
     """Are refused, with what a name looks like."""
     command("alloc", "out.npy", "--shape", "40", "--segments", "10", "--filler", "arange")
     said = command("fill", "out.npy", f"--segment={name}")
     assert said.code == 2
     assert "names no segments of" in said.err
+    assert len(flowmap.open_target("out.npy").pending()) == 10
+
+
+def test_share_0(command: Command) -> None:
+    """It is refused, with what a task of an array that counts from 0 writes."""
+    command("alloc", "out.npy", "--shape", "40", "--segments", "10", "--filler", "arange")
+    said = command("fill", "out.npy", "--segment=0-of-4")
+    assert said.code == 2
+    assert 'from 0, write "$((SLURM_ARRAY_TASK_ID + 1))-of-4"' in said.err
     assert len(flowmap.open_target("out.npy").pending()) == 10
 
 

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
     from servers import Server
 
 
+@flowmap.filler(name="a name")
+def with_a_name(out: np.ndarray[Any, Any], block: flowmap.Block) -> None:
+    """Fill with ones."""
+    out[...] = 1
+
+
 @flowmap.filler
 def halves(
     out: np.ndarray[Any, Any], block: flowmap.Block, fail: list[int] | None = None
@@ -210,6 +216,12 @@ def test_partial_is_a_filler_with_arguments(server: Server, tmp_path: Path) -> N
     )
     with pytest.raises(ParameterTypeError, match="arguments"):
         flowmap.fill_array(path, **asked, filler=bound, arguments=[1])
+
+
+def test_named_filler_is_imported_by_its_place() -> None:
+    """The flow takes "module:function", whatever name the work has."""
+    shown = flowmap.fill_array.serialize_parameters({"filler": with_a_name})
+    assert shown == {"filler": f"{__name__}:with_a_name"}
 
 
 def test_task_and_flow_are_not_fillers(tmp_path: Path) -> None:
