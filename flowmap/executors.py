@@ -32,6 +32,7 @@ from flowmap.sidecar import Sidecar
 from flowmap.sources import warn_if_changed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
+from flowmap.streams import fill_closed_streams
 from flowmap.target import open_target
 from flowmap.wording import either, option, overwriting
 from flowmap.work import describe
@@ -118,6 +119,7 @@ def width(name: str | Executor, workers: int | None) -> int:
 
 
 def _opened(name: str, count: int) -> Processes | Threads | Dask:
+    fill_closed_streams()
     if name == "processes":
         return Processes(count)
     if name == "threads":
