@@ -25,6 +25,7 @@ from flowmap.errors import (
 from flowmap.importing import check_imported, check_not_importing
 from flowmap.lease import holder, leased
 from flowmap.machine import available_cpus
+from flowmap.prerequisites import check_prerequisites
 from flowmap.progress import Progress, Tally
 from flowmap.recalling import work_of
 from flowmap.run_errors import check_loadable, failed
@@ -120,6 +121,7 @@ def width(name: str | Executor, workers: int | None) -> int:
 
 def _opened(name: str, count: int) -> Processes | Threads | Dask:
     fill_closed_streams()
+    check_prerequisites(name, count)
     if name == "processes":
         return Processes(count)
     if name == "threads":

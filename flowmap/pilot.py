@@ -35,6 +35,7 @@ from flowmap.estimates import Measured, Pending, Pilot, Room
 from flowmap.importing import importing
 from flowmap.kernel import start_writeback
 from flowmap.machine import available_cpus
+from flowmap.prerequisites import check_prerequisites
 from flowmap.segments import Block
 from flowmap.sidecar import Sidecar
 from flowmap.storage import CHUNK, sync_data, write_all
@@ -155,6 +156,7 @@ def _measured(job: Job, segments: list[Segment], work: Work) -> Measured:
             f"The filler {work.name} or its arguments cannot be sent to a worker process "
             f"({said(error).rstrip('.')}). Pass what can be pickled."
         ) from error
+    check_prerequisites("processes", 1)
     pool = Processes(1, tries=1)
     try:
         began = time.perf_counter()

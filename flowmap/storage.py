@@ -57,7 +57,7 @@ def open_file(
 ) -> int:
     """Open a file or folder as `os.open` does, but never in place of a standard stream."""
     fill_closed_streams()
-    return os.open(name, flags, mode, dir_fd=dir_fd)
+    return os.open(name, flags, mode, dir_fd=dir_fd)  # noqa: TID251 -- here it may
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def fill_closed_streams() -> None:
         try:
             os.get_inheritable(number)  # asks fcntl(2) for the flags, the cheapest question
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
+            null = os.open(os.devnull, os.O_RDWR)  # noqa: TID251 -- it shall have the number
             if null > 2:  # noqa: PLR2004 -- another thread filled the gap meanwhile
                 os.close(null)
             else:
