@@ -164,7 +164,7 @@ def test_no_working_directory(fillers: Path) -> None:
         "run {0}/b.npy --shape 4 --filler arange --executor threads",
     )
     (fillers / "gone").mkdir()
-    done = told(fillers, "", *COMMANDS[:3], *refused, *COMMANDS[3:10], err="1", gone="1")
+    done = told(fillers, ">out", *COMMANDS[:3], *refused, *COMMANDS[3:10], err="1", gone="1")
     assert done.codes == [0] * 3 + [2] * 4 + [0] * 7
     for error in done.errors[3:7]:
         assert error.count("\n") == 1, error
