@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 from flowmap.errors import said
 from flowmap.findings import Finding
 from flowmap.settings_of_prefect import Settings
+from flowmap.storage import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +118,7 @@ def _unwritable(path: Path) -> str:
     """Return why Prefect cannot write its database; "" where it can. Nothing is left behind."""
     try:
         if path.exists():
-            os.close(os.open(path, os.O_RDWR))
+            os.close(open_file(path, os.O_RDWR))
         # Prefect makes the folders that are missing.
         folder = next(each for each in path.parents if each.exists())
         with tempfile.TemporaryFile(dir=folder) as file:

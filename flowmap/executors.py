@@ -24,6 +24,7 @@ from flowmap.errors import (
 from flowmap.importing import check_imported, check_not_importing
 from flowmap.lease import holder, leased
 from flowmap.machine import available_cpus, host_name
+from flowmap.prerequisites import check_prerequisites
 from flowmap.progress import Progress, Tally
 from flowmap.recalling import work_of
 from flowmap.run_errors import check_loadable, failed
@@ -31,6 +32,7 @@ from flowmap.sidecar import Sidecar
 from flowmap.sources import warn_if_changed
 from flowmap.stall import StallWatch
 from flowmap.stopping import refuse_if_asked, stoppable
+from flowmap.streams import fill_closed_streams
 from flowmap.target import open_target
 from flowmap.wording import either, option, overwriting
 from flowmap.work import describe
@@ -117,6 +119,8 @@ def width(name: str | Executor, workers: int | None) -> int:
 
 
 def _opened(name: str, count: int) -> Processes | Threads | Dask:
+    fill_closed_streams()
+    check_prerequisites(name, count)
     if name == "processes":
         return Processes(count)
     if name == "threads":

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from flowmap.errors import InvalidArgumentError, said
+from flowmap.streams import fill_closed_streams
 
 _LEAST: Final = 1 << 20
 """Bytes of an array that is worth it: reading the list of this process's maps takes a while."""
@@ -109,6 +110,7 @@ def _open(
     Raises:
         InvalidArgumentError: The file is not there, or is not what it was.
     """
+    fill_closed_streams()
     cls, shape, dtype, start, strides = layout
     try:
         with open(path, "rb") as file:  # noqa: PTH123 -- a text, as the kernel gave it

@@ -24,6 +24,7 @@ from flowmap.mapping import (
 from flowmap.masking import masked_window
 from flowmap.npy import MAX_HEADER_SIZE, read_header
 from flowmap.storage import CHUNK, EndedError
+from flowmap.streams import fill_closed_streams
 from flowmap.target import open_target
 from flowmap.windows import Window
 
@@ -104,6 +105,7 @@ def load(
             )
     if not hasattr(file, "read") and os.path.isdir(path := path_of(file)):  # noqa: PTH112
         raise not_regular(path)
+    fill_closed_streams()
     return numpy_load(
         file,
         mmap_mode,

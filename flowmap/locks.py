@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import LockTimeoutError, NotFoundError, StorageError, storage_error
 from flowmap.sidecar import Sidecar, why_not_writable
-from flowmap.storage import anchored
+from flowmap.storage import anchored, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,9 +104,9 @@ def _held(path: Path) -> Iterator[bool]:
 def _open(path: Path) -> int:
     with anchored(path) as (name, folder):
         try:
-            return os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+            return open_file(name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
         except FileExistsError:  # a sticky folder refuses O_CREAT to all but the file's owner
-            return os.open(name, _FLAGS, dir_fd=folder)
+            return open_file(name, _FLAGS, dir_fd=folder)
 
 
 def _refuse_odd(path: Path) -> None:

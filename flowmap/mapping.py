@@ -25,6 +25,7 @@ from flowmap.filenames import check_filename
 from flowmap.npy import MAX_HEADER_SIZE, Layout, read_header
 from flowmap.sidecar import Sidecar, check_outside_records
 from flowmap.storage import NotRegularError, open_existing
+from flowmap.streams import fill_closed_streams
 from flowmap.windows import Window
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ def _made(
     _refuse_target(path)
     with told("cannot make the file", path):
         version = _tried(path, layout, version)
+        fill_closed_streams()
         array = numpy_open_memmap(
             path, "w+", layout.dtype, layout.shape, layout.fortran_order, version
         )
@@ -309,6 +311,7 @@ def _tried(path: str, layout: Layout, version: Any) -> Any:
     cannot be.
     """
     folder = Path(path).parent
+    fill_closed_streams()
     try:
         private = tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".npy")  # noqa: SIM115 -- only the making may fail so
     except PermissionError:  # a file that may be written, in a folder that may not

@@ -16,7 +16,7 @@ import time
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import cloudpickle
 import numpy as np
@@ -35,9 +35,11 @@ from flowmap.estimates import Measured, Pending, Pilot, Room
 from flowmap.importing import importing
 from flowmap.kernel import start_writeback
 from flowmap.machine import available_cpus
+from flowmap.prerequisites import check_prerequisites
 from flowmap.segments import Block
 from flowmap.sidecar import Sidecar
 from flowmap.storage import CHUNK, sync_data, write_all
+from flowmap.streams import fill_closed_streams
 from flowmap.wording import call, option
 from flowmap.workers import Processes
 from flowmap.write import compute
@@ -154,6 +156,7 @@ def _measured(job: Job, segments: list[Segment], work: Work) -> Measured:
             f"The filler {work.name} or its arguments cannot be sent to a worker process "
             f"({said(error).rstrip('.')}). Pass what can be pickled."
         ) from error
+    check_prerequisites("processes", 1)
     pool = Processes(1, tries=1)
     try:
         began = time.perf_counter()
@@ -245,7 +248,7 @@ def _write(job: Job, segment: Segment, data: NDArray[np.uint8]) -> tuple[float, 
     """
     folder = Sidecar.of(job.path).folder
     doing = "cannot measure the disk by a file without a name; see who may write there"
-    with told(doing, folder), tempfile.TemporaryFile(dir=folder) as file:
+    with told(doing, folder), _nameless_file(folder) as file:
         space = os.fstatvfs(file.fileno())
         most = min(_WRITTEN, segment.rows * job.layout.row_bytes)
         most = min(most, space.f_bavail * space.f_frsize // 2)
@@ -259,6 +262,11 @@ def _write(job: Job, segment: Segment, data: NDArray[np.uint8]) -> tuple[float, 
                 return 0.0, None
             raise
     return writing * len(data) / nbytes, nbytes / synced
+
+
+def _nameless_file(folder: Path) -> IO[bytes]:
+    fill_closed_streams()
+    return tempfile.TemporaryFile(dir=folder)
 
 
 def _write_pieces(

@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import StoppedError
+from flowmap.streams import fill_closed_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +92,7 @@ class _SecondSignal:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._blocks = 0
+        fill_closed_streams()
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         looking = threading.Thread(

@@ -20,6 +20,7 @@ import numpy as np
 
 from flowmap.machine import is_on_network
 from flowmap.root import names_in_root
+from flowmap.streams import fill_closed_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,14 @@ class EndedError(OSError):
     """The file ends before the last byte that was to be read."""
 
 
+def open_file(
+    name: str | os.PathLike[str], flags: int, mode: int = 0o777, *, dir_fd: int | None = None
+) -> int:
+    """Open a file or folder as `os.open` does, but never in place of a standard stream."""
+    fill_closed_streams()
+    return os.open(name, flags, mode, dir_fd=dir_fd)  # noqa: TID251 -- here it may
+
+
 @contextlib.contextmanager
 def anchored(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int | None]]:
     """Open the folder of a file in a root, for a `with` block that works on the file.
@@ -68,10 +77,10 @@ def anchored(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int | None]]:
         yield path, None
         return
     root, names = found
-    folder = os.open(root, _FOLDER_FLAGS)
+    folder = open_file(root, _FOLDER_FLAGS)
     try:
         for name in names[:-1]:
-            inner = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
+            inner = open_file(name, _FOLDER_FLAGS, dir_fd=folder)
             os.close(folder)
             folder = inner
         yield names[-1], folder
@@ -118,10 +127,10 @@ def open_existing(
         flags |= os.O_DSYNC
     try:
         if follow:
-            descriptor = os.open(path, flags & ~os.O_NOFOLLOW)
+            descriptor = open_file(path, flags & ~os.O_NOFOLLOW)
         else:
             with anchored(path) as (name, folder):
-                descriptor = os.open(name, flags, dir_fd=folder)
+                descriptor = open_file(name, flags, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise NotRegularError(
@@ -138,7 +147,8 @@ def open_existing(
 def created(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[int]:
     """Create a file that must not exist yet, for a `with` block; remove it on failure."""
     with anchored(path) as (name, folder):
-        descriptor = os.open(name, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
+        flags = _WRITE_FLAGS | os.O_CREAT | os.O_EXCL
+        descriptor = open_file(name, flags, mode, dir_fd=folder)
         try:
             yield descriptor
         except BaseException:
@@ -185,7 +195,7 @@ def look_afresh(folder: Path) -> None:
     4.2). `O_PATH` is not enough, nor is a mount with `nocto`.
     """
     with contextlib.suppress(OSError):  # there is no such folder, or it is not this user's
-        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        os.close(open_file(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def file_system_time(folder: Path) -> float:
@@ -245,7 +255,7 @@ def sync_data(descriptor: int) -> None:
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
     """Return only when the names in the folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = open_file(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

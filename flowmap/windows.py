@@ -22,6 +22,7 @@ from flowmap.arguments import whole, wholes
 from flowmap.errors import InvalidArgumentError, short
 from flowmap.kernel import write_back
 from flowmap.storage import CHUNK, EndedError, read_into
+from flowmap.streams import fill_closed_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -239,12 +240,11 @@ class Window:
         """
         pieces = self.pieces()
         before, access = pieces.first % mmap.ALLOCATIONGRANULARITY, _ACCESS[mode]
-        begin = pieces.first - before
+        begin, span = pieces.first - before, pieces.span
+        fill_closed_streams()  # mmap duplicates the descriptor by itself
         try:
-            if pieces.span:
-                mapping = _Mapping(
-                    descriptor, before + pieces.span, access=access, offset=begin
-                )
+            if span:
+                mapping = _Mapping(descriptor, before + span, access=access, offset=begin)
             else:  # nothing of the file is to be mapped, and no bytes would mean all of it
                 before, mapping = 0, _Mapping(-1, 1, access=access)
         except ValueError as error:
@@ -253,9 +253,9 @@ class Window:
                 "finish, and try again."
             ) from error
         mapping.pieces = pieces._replace(first=before)
-        if mode == "r+" and pieces.span and pieces.number > 1 and not pieces.close:
+        if mode == "r+" and span and pieces.number > 1 and not pieces.close:
             mapping.keep(descriptor, begin)
-        strides = None if self.contiguous or not pieces.span else self.layout.strides
+        strides = None if self.contiguous or not span else self.layout.strides
         array: np.memmap[Any, Any] = np.ndarray.__new__(
             np.memmap, self.shape, self.layout.dtype, mapping, before, strides, self.order
         )
@@ -306,6 +306,7 @@ class _Mapping(mmap.mmap):
 
     def keep(self, descriptor: int, begin: int) -> None:
         """Keep the file open for as long as the mapping lives, to write many pieces at once."""
+        fill_closed_streams()
         kept = os.dup(descriptor)
         weakref.finalize(self, os.close, kept)
         self.source = kept, begin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +9,7 @@ from cyclopts import App, CycloptsError
 
 from flowmap._version import __version__
 from flowmap.cli.mistakes import explain
+from flowmap.cli.surroundings import is_lost_output, lose_output, tidy_process
 from flowmap.errors import FlowmapError
 from flowmap.wording import of_the_command_line
 
@@ -60,6 +60,7 @@ def make_app(asked: str | None = None) -> App:
 
 def main() -> None:
     """Run the command of this process, and exit with its code."""
+    tidy_process()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -72,6 +73,17 @@ def run(words: Sequence[str]) -> int:
     Returns:
         The exit code; see `flowmap.cli.exits.Exit`.
     """
+    try:
+        code = _answer(words)
+        sys.stdout.flush()
+    except OSError as error:
+        if not is_lost_output(error):
+            raise
+        return lose_output(error)
+    return code
+
+
+def _answer(words: Sequence[str]) -> int:
     # The rest of the command loads NumPy, which `flowmap --help` need not wait for.
     from flowmap.cli.exits import Exit, code_of  # noqa: PLC0415
     from flowmap.cli.output import message_of, say_error  # noqa: PLC0415
@@ -85,7 +97,6 @@ def run(words: Sequence[str]) -> int:
             code = app(
                 words, exit_on_error=False, print_error=False, result_action="return_value"
             )
-        sys.stdout.flush()
     except CycloptsError as mistake:
         message = explain(mistake, words, list(_COMMANDS))
         say_error(message, kind="UsageError", code=Exit.REFUSED, as_json=as_json)
@@ -95,7 +106,4 @@ def run(words: Sequence[str]) -> int:
         say_error(message_of(error), kind=type(error).__name__, code=code, as_json=as_json)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
-    except BrokenPipeError:  # as in `flowmap status | head`; Python would tell at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
     return int(code or Exit.DONE)

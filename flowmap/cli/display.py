@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from flowmap.errors import FlowmapError
 from flowmap.summary import Summary
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.console import RenderableType
 
     from flowmap.target import Target
@@ -29,6 +31,20 @@ _SECONDS: Final = 0.5
 
 _PAUSE: Final = 10
 """A look takes at most one part in so many of the time of a processor."""
+
+
+class _Terminal(io.FileIO):
+    """A terminal that may go away, as with a connection that is lost, and then takes all.
+
+    Otherwise the thread that shows what fillers print would end, and they wait for it forever.
+    """
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write, if the terminal is still there."""
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
 
 
 class Display:
@@ -52,7 +68,10 @@ class Display:
         with contextlib.ExitStack() as stack:
             captured = stack.enter_context(Captured(self._above))
             terminal = stack.enter_context(
-                os.fdopen(os.dup(captured.terminal()), "w", buffering=1)
+                io.TextIOWrapper(
+                    io.BufferedWriter(_Terminal(os.dup(captured.terminal()), "w")),
+                    line_buffering=True,
+                )
             )
             console = PlainConsole(file=terminal, force_terminal=True)
             live = Live(console=console, auto_refresh=False, transient=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import rich.text
 from rich.console import Console
 from rich.segment import Segment
 
+from flowmap.cli.surroundings import lead_nowhere
 from flowmap.documents import without_nan
 from flowmap.errors import StorageError, printable
 
@@ -48,6 +49,10 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
+    def on_broken_pipe(self) -> NoReturn:
+        """Raise what rich has caught, and would exit for without another word."""
+        raise  # noqa: PLE0704 -- it is being handled
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
@@ -57,6 +62,17 @@ class PlainConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
             else:
                 yield segment
+
+
+class _Errors(PlainConsole):
+    """A console on stderr that drops what stderr does not take: the exit code still counts."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, if stderr takes it."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            lead_nowhere(sys.stderr)
 
 
 def out(*, wrap: bool = False) -> Console:
@@ -74,7 +90,7 @@ def err(*, wrap: bool = False) -> Console:
     Args:
         wrap: As in `out`.
     """
-    return PlainConsole(stderr=True, soft_wrap=not wrap)
+    return _Errors(stderr=True, soft_wrap=not wrap)
 
 
 def quoted(path: str) -> str:

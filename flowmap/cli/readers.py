@@ -20,6 +20,7 @@ from flowmap.arguments import seconds as checked_seconds
 from flowmap.errors import short
 from flowmap.fillers import published
 from flowmap.origin import look_in_working_directory
+from flowmap.storage import opened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -260,9 +261,18 @@ def filler(_type: Any, tokens: Sequence[Token]) -> str:
             module, _, last = file.rpartition(".")
             raise ValueError(f"{short(text)} is not a filler's name; write {module}:{last}")
         return text
-    place = Path(file).resolve()
-    if not place.is_file():
-        raise ValueError(f"there is no file {file} that would have the filler {function}")
+    try:
+        place = Path(os.path.realpath(file, strict=True))
+        with opened(place):
+            pass
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no file {file} that would have the filler {function}"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{file}, which would have the filler {function}, cannot be read: {error.strerror}"
+        ) from None
     sys.path.append(os.fspath(place.parent))
     found = importlib.util.find_spec(place.stem)
     if found is None or found.origin is None or Path(found.origin).resolve() != place:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import os
 import re
 from dataclasses import replace
 from typing import Literal
@@ -22,9 +23,16 @@ from flowmap.cli.parameters import (
     WholeNumber,
 )
 from flowmap.cli.serving import needing_server
-from flowmap.errors import FlowmapError, InvalidArgumentError, SegmentsFailedError, printable
+from flowmap.errors import (
+    FlowmapError,
+    InvalidArgumentError,
+    SegmentsFailedError,
+    printable,
+    short,
+)
 from flowmap.executors import ExecutorName
 from flowmap.job import Durability
+from flowmap.prerequisites import check_working_directory
 from flowmap.target import open_target
 from flowmap.wording import option
 
@@ -73,6 +81,8 @@ def run(
     from flowmap.deployed import place  # noqa: PLC0415
     from flowmap.flow import fill_array  # noqa: PLC0415
 
+    check_working_directory()
+    _check_text(path)
     _tell_mistakes_briefly()
     try:
         with needing_server():
@@ -105,6 +115,18 @@ def run(
     else:
         say(str(replace(report, warnings=())))  # they are in the log of the flow run
     return Exit.DONE
+
+
+def _check_text(path: str) -> None:
+    """Refuse a path that Prefect, which records it, cannot send to its server."""
+    try:
+        os.path.abspath(path).encode()  # noqa: PTH100 -- a text
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"path is {short(path)}, with bytes that are not letters in this locale, and "
+            "Prefect records a path as text. Rename the file or folder, or set LC_ALL=C.UTF-8; "
+            "`flowmap alloc` and `flowmap fill` take it as it is."
+        ) from error
 
 
 def _by_options(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +51,41 @@ def test_what_fillers_print_is_shown_whole(folder: Path) -> None:
     for row in range(20):
         assert f"row {row} says hello [bold]" in lines
     assert lines.count("and on stderr") == 20
+
+
+LOUD = """
+import os
+import flowmap
+
+@flowmap.filler
+def loud(out, block):
+    for _ in range(5):
+        os.write(1, b"x" * 20_000 + b"\\n")
+    out[...] = 1
+"""
+
+
+def test_terminal_that_goes_away(folder: Path) -> None:
+    """A fill whose connection is lost goes on: no filler waits until its lines are shown."""
+    target = allocate(folder, 20, 10)
+    (folder / "loud.py").write_text(LOUD)
+    main, terminal = os.openpty()
+    words = ["fill", "out.npy", "--filler", "loud.py:loud", "--workers", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "flowmap", *words],
+        cwd=folder,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    ) as child:
+        os.close(terminal)
+        assert os.read(main, 1)
+        os.close(main)
+        try:
+            assert child.wait(100) == 1, "what it came to cannot be said"
+        finally:
+            child.kill()
+    assert target.pending() == []
 
 
 def test_failure_is_shown_at_once(folder: Path) -> None:
