@@ -35,14 +35,13 @@ from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type, this_user
 from flowmap.npy import Layout, header_digest
 from flowmap.publication import (
-    argument_naming,
     check_folder,
     make_folder,
     publish,
     remove_stale,
 )
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import Sidecar, not_regular, output_path
+from flowmap.sidecar import Sidecar, argument_naming, not_regular, output_path
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.wording import either, option, setting

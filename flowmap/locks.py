@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import LockTimeoutError, NotFoundError, StorageError, storage_error
+from flowmap.kernel import UNSUPPORTED
 from flowmap.sidecar import Sidecar, why_not_writable
 from flowmap.storage import anchored
 
@@ -22,9 +23,6 @@ TIMEOUT: Final = 60.0
 
 _PAUSE: Final = 0.05
 """Seconds between two tries."""
-
-_NO_FLOCK: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What flock(2) says of a file system that has no locks."""
 
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -93,9 +91,10 @@ def _held(path: Path) -> Iterator[bool]:
             message = "the folder of the records is gone; see whether the target was cleaned"
             raise NotFoundError(errno.ENOENT, message, str(path.parent)) from error
         except OSError as error:
-            why = why_not_writable(error, path if path.exists() else path.parent)
-            if why is None and error.errno in _NO_FLOCK:
-                why = "the file system must support flock(2)"
+            if error.filename is None and error.errno in {*UNSUPPORTED, errno.ENOLCK}:
+                why: str | None = "the file system, and any sandbox, must support flock(2)"
+            else:
+                why = why_not_writable(error, path if os.path.lexists(path) else path.parent)
             doing = "cannot take the header lock"
             raise storage_error(error, f"{doing}: {why}" if why else doing, path) from error
         yield held
