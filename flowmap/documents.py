@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
+from flowmap.kernel import again_if_stale
 from flowmap.storage import CHUNK, created, opened, put_in_place, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-STALE_LOOKS: Final = 5
-"""How often to open a file that another host keeps replacing: each makes the last one stale."""
 
 _LONGEST_JSON: Final = 1 << 28  # a job of ten million segments, no two of which are equal
 
@@ -51,6 +49,7 @@ def staged_json(path: Path, document: dict[str, Any], end: str = "") -> Iterator
         yield private
 
 
+@again_if_stale
 def publish_json(path: Path, document: dict[str, Any]) -> None:
     """Put a document at `path` durably, all of it or nothing, in place of what is there.
 
@@ -72,6 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return parsed_json(json_text(path))
 
 
+@again_if_stale
 def json_text(path: Path) -> bytes:
     """Return the text of a document, for `parsed_json`.
 
@@ -79,17 +79,6 @@ def json_text(path: Path) -> bytes:
         OSError: It cannot be read.
         ValueError: It is longer than any.
     """
-    looks = 0
-    while True:
-        looks += 1
-        try:
-            return _text(path)
-        except OSError as error:
-            if error.errno != errno.ESTALE or looks == STALE_LOOKS:
-                raise
-
-
-def _text(path: Path) -> bytes:
     with opened(path) as descriptor:
         return read_text(descriptor)
 

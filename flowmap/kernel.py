@@ -1,4 +1,4 @@
-"""What not every system has, and Python has not: reserved space, write-back, cached pages.
+"""Calls that not every system has, nor Python, and files that another host has replaced.
 
 Every function raises `OSError` as it comes; callers say what it means for their user.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
@@ -34,6 +38,31 @@ UNSUPPORTED: Final = frozenset(
 
 It may be a permission that is missing after all: the other way that is taken then shows that.
 """
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOOKS: Final = 5
+"""How often to look at files that other hosts keep replacing."""
+
+
+def again_if_stale(look: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that opens files and reads do so again where one is stale (ESTALE).
+
+    So is a file that another host has replaced, on NFS, to whoever has it open or opens it.
+    """
+
+    @functools.wraps(look)
+    def look_again(*arguments: P.args, **options: P.kwargs) -> R:
+        for _ in range(1, _LOOKS):
+            try:
+                return look(*arguments, **options)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+        return look(*arguments, **options)
+
+    return look_again
 
 
 def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import LockTimeoutError, NotFoundError, StorageError, storage_error
-from flowmap.kernel import UNSUPPORTED
+from flowmap.kernel import UNSUPPORTED, again_if_stale
 from flowmap.sidecar import Sidecar, why_not_writable
 from flowmap.storage import anchored
 
@@ -74,19 +74,9 @@ def _held(path: Path) -> Iterator[bool]:
     Yields:
         Whether it is locked, and still at its name.
     """
-    # Imported late: filelock brings asyncio, which would double the time of import flowmap.
-    from filelock import lock_descriptor, unlock_descriptor  # noqa: PLC0415
-
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = _open(path)
-            stack.callback(os.close, descriptor)
-            held = lock_descriptor(descriptor, blocking=False)
-            if held:  # given back by name: a child forked meanwhile has the descriptor, too
-                stack.callback(unlock_descriptor, descriptor)
-                # What the last holder changed from another host must be seen by this one.
-                Sidecar(path.parent).look_afresh()
-                held = os.path.samestat(os.fstat(descriptor), path.lstat())
+            held = _locked(path, stack)
         except FileNotFoundError as error:
             message = "the folder of the records is gone; see whether the target was cleaned"
             raise NotFoundError(errno.ENOENT, message, str(path.parent)) from error
@@ -98,6 +88,22 @@ def _held(path: Path) -> Iterator[bool]:
             doing = "cannot take the header lock"
             raise storage_error(error, f"{doing}: {why}" if why else doing, path) from error
         yield held
+
+
+@again_if_stale
+def _locked(path: Path, stack: contextlib.ExitStack) -> bool:
+    # Imported late: filelock brings asyncio, which would double the time of import flowmap.
+    from filelock import lock_descriptor, unlock_descriptor  # noqa: PLC0415
+
+    descriptor = _open(path)
+    stack.callback(os.close, descriptor)
+    if not lock_descriptor(descriptor, blocking=False):
+        return False
+    # Given back by name: a child forked meanwhile has the descriptor, too.
+    stack.callback(unlock_descriptor, descriptor)
+    # What the last holder changed from another host must be seen by this one.
+    Sidecar(path.parent).look_afresh()
+    return os.path.samestat(os.fstat(descriptor), path.lstat())
 
 
 def _open(path: Path) -> int:

@@ -319,11 +319,6 @@ def _removed_after(*paths: Path) -> Iterator[None]:
 
 
 def _advice(error: OSError, job: Job) -> str:
-    if error.errno == errno.EXDEV:
-        return (
-            "cannot give the target its name: this file system moves no file out of the folder "
-            "of the records; choose another one"
-        )
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         folders = (Sidecar.of(job.path).folder, job.path.parent)
         closed = [each for each in folders if not os.access(each, os.W_OK | os.X_OK)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flowmap.kernel import UNSUPPORTED, done
+from flowmap.kernel import UNSUPPORTED, again_if_stale, done
 from flowmap.machine import is_on_network
 from flowmap.root import names_in_root
 
@@ -95,6 +95,7 @@ def opened(path: str | os.PathLike[str], *, write: bool = False) -> Iterator[int
         os.close(descriptor)
 
 
+@again_if_stale
 def open_existing(
     path: str | os.PathLike[str], *, write: bool = False, follow: bool = False
 ) -> int:
@@ -186,6 +187,7 @@ def look_afresh(folder: Path) -> None:
         os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
+@again_if_stale
 def file_system_time(folder: Path) -> float:
     """Return a file system's own time, by which `st_mtime` of new files goes.
 

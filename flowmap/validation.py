@@ -24,7 +24,7 @@ from flowmap.errors import (
 )
 from flowmap.inspection import Inspection
 from flowmap.job import Job, refuse_replaced
-from flowmap.kernel import drop_cached, forget_cached
+from flowmap.kernel import again_if_stale, drop_cached, forget_cached
 from flowmap.machine import is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flowmap.segments import Segment
 
 
+@again_if_stale
 def validate(
     path: str | os.PathLike[str],
     *,
@@ -118,12 +119,17 @@ class _Validation:
         self.problems: list[str] = []
         self.bad: set[int] = set()
 
+    @again_if_stale
+    def _records(self) -> list[SegmentRecord]:
+        with self.job.ledger() as ledger:  # of so many segments, before they are listed
+            self.bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
+            records = ledger.records(self.bounds)
+            self.segments = self.job.segments()
+            return records
+
     def report(self, *, mark: bool) -> ValidationReport:
         try:
-            with self.job.ledger() as ledger:  # of so many segments, before they are listed
-                self.bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
-                records = ledger.records(self.bounds)
-                self.segments = self.job.segments()
+            records = self._records()
         except (DamagedJobError, StorageError) as error:
             why = tuple(_unseal(self.job) if mark else [])
             return ValidationReport(self.job.path, (str(error),), self.segments, notes=why)
