@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,8 @@ class _Validation:
             finished, self.inspection.findings(segments), strict=True
         ):
             segment = self.segments[record.index]
+            if isinstance(found, OSError) and found.errno == errno.ESTALE:  # another file's now
+                raise storage_error(found, f"{segment.name}: cannot read it", self.job.path)
             if found != record.digest or record.rows_done != record.stop - record.start:
                 damaged.append(record)
                 self._problem(
