@@ -117,12 +117,13 @@ def reserve(descriptor: int, nbytes: int) -> None:
 
     `fallocate(2)` where the file system has it. `posix_fallocate` is not used: where it
     must emulate, it writes into every block, which is not safe beside other writers.
-    Elsewhere the size is set and compared with the free space: a check, no reservation.
+    Elsewhere the size is set and compared with the free space, if the file system says it: a
+    check, no reservation.
     """
     if reserve_range(descriptor, 0, nbytes):
         return
     space = os.fstatvfs(descriptor)
-    if nbytes > space.f_bavail * space.f_frsize:
+    if space.f_blocks and nbytes > space.f_bavail * space.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, nbytes)
 

@@ -244,10 +244,13 @@ def sync_data(descriptor: int) -> None:
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Return only when the names in the folder are on the disk."""
+    """Return only when the names in the folder are on the disk, or cannot be synced (AFS)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 

@@ -153,6 +153,29 @@ def test_without_what_is_linuxs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert play(tmp_path / "a.npy") == ""
 
 
+def test_folders_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AFS syncs no folder: it is done without; an error of the disk is one all the same."""
+    sync, number = os.fsync, errno.EINVAL
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", refuse)
+    assert play(tmp_path / "a.npy") == ""
+    number = errno.EIO
+    with pytest.raises(StorageError, match="Input/output error"):
+        flowmap.allocate(tmp_path / "b.npy", 10, "f8")
+
+
+def test_free_space_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system of FUSE may say nothing of its space, which is not that there is none."""
+    monkeypatch.setattr("flowmap.kernel.done", lambda *_: False)
+    monkeypatch.setattr("os.fstatvfs", lambda _: os.statvfs_result((512, 512, *[0] * 7, 255)))
+    assert flowmap.allocate(tmp_path / "a.npy", 10, "f8").path.stat().st_size == 4096 + 80
+
+
 def _refuse(*_: Any, **__: Any) -> None:
     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
