@@ -34,12 +34,7 @@ from flowmap.job import DURABILITIES, Durability, Job
 from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type, this_user
 from flowmap.npy import Layout, header_digest
-from flowmap.publication import (
-    check_folder,
-    make_folder,
-    publish,
-    remove_stale,
-)
+from flowmap.publication import check_folder, make_folder, publish, remove_stale
 from flowmap.segments import Plan, plan_blocks, plan_segments
 from flowmap.sidecar import Sidecar, argument_naming, not_regular, output_path
 from flowmap.storage import PAGE

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
 _MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since Linux 5.14
@@ -38,9 +41,6 @@ UNSUPPORTED: Final = frozenset(
 
 It may be a permission that is missing after all: the other way that is taken then shows that.
 """
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _LOOKS: Final = 5
 """How often to look at files that other hosts keep replacing."""

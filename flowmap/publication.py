@@ -135,7 +135,7 @@ def remove_stale(sidecar: Sidecar) -> None:
 
     These names are made under the lock only, so whoever made them is gone: a target that
     was never finished and keeps its space, or a second name of one that was; and the empty file
-    that has the name of the target, if it was to be replaced by that. The empty file of
+    at the name of a target that is whole here (see `storage.link`). The empty file of
     `file_system_time` is no loss to a process that still has it. A file that cannot be removed
     is left, since nothing depends on it.
 
@@ -144,10 +144,11 @@ def remove_stale(sidecar: Sidecar) -> None:
     """
     with contextlib.suppress(OSError, ValueError):
         path = sidecar.folder.with_suffix("")
-        whole = sidecar.folder / f".target.{read_json(sidecar.job).get('id')}"
         found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_size == 0 < whole.lstat().st_size:
-            unlink(path)
+        if stat.S_ISREG(found.st_mode) and not found.st_size:
+            whole = sidecar.folder / f".target.{read_json(sidecar.job).get('id')}"
+            if whole.lstat().st_size:
+                unlink(path)
     with contextlib.suppress(OSError):
         for entry in list(sidecar.folder.iterdir()):
             if _STALE.fullmatch(entry.name):

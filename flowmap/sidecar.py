@@ -251,8 +251,11 @@ def why_not_writable(error: OSError, path: Path) -> str | None:
     except OSError:
         return f"{me} has no permission for {path}; see who has (ls -l)"
     if found.st_uid == os.geteuid():
-        if error.errno == errno.EACCES and not found.st_mode & stat.S_IWUSR:
-            return f"{path.name} is yours, and read-only: chmod u+rwX {shlex.quote(str(path))}"
+        needed = stat.S_IWUSR | (stat.S_IXUSR if stat.S_ISDIR(found.st_mode) else 0)
+        if error.errno == errno.EACCES and found.st_mode & needed != needed:
+            return (
+                f"{path.name} is yours, and closed to you: chmod u+rwX {shlex.quote(str(path))}"
+            )
         return (
             f"{path.name} is yours, and the system protects it; see its attributes (lsattr, "
             "chattr -i), and the rules of a sandbox"

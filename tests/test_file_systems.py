@@ -502,4 +502,4 @@ def test_a_lock_of_ones_own(own: Path) -> None:
         return str(caught.value)
 
     said = ordinary(act)
-    assert "header.lock is yours, and read-only: chmod u+rwX /" in said
+    assert "header.lock is yours, and closed to you: chmod u+rwX /" in said
