@@ -244,12 +244,12 @@ def sync_data(descriptor: int) -> None:
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Return only when the names in the folder are on the disk, or cannot be synced (AFS)."""
+    """Return only when the names in the folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:  # AFS syncs no folder
             raise
     finally:
         os.close(descriptor)
