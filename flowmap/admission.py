@@ -22,6 +22,7 @@ from flowmap.errors import (
 )
 from flowmap.importing import check_not_importing
 from flowmap.job import read_job
+from flowmap.kernel import again_if_stale
 from flowmap.segments import Segment
 from flowmap.storage import NotRegularError, open_existing
 from flowmap.wording import call, overwriting, segments_anew
@@ -59,23 +60,32 @@ def attempting(segment: Segment, work: Work, kind: type[A]) -> Iterator[A]:
         raise WrongTypeError(
             f"segment is {segment!r}; it takes one of target.segments or target.pending()."
         )
-    with _opened(segment) as (target, writable):
+    attempt, files = _admitted(segment, work, kind)
+    with files:
+        try:
+            yield attempt
+        except BaseException as error:
+            attempt.fail(error)
+            if isinstance(error, StorageError) and error.errno == errno.ESTALE:
+                raise attempt.replaced() from error  # by another host, on NFS
+            raise
+
+
+@again_if_stale
+def _admitted(segment: Segment, work: Work, kind: type[A]) -> tuple[A, contextlib.ExitStack]:
+    """Open the files of an attempt that may begin; the caller closes them."""
+    with contextlib.ExitStack() as files:
+        target, writable = files.enter_context(_opened(segment))
         # After the target: an overwrite removes job.json before it replaces the target, so
         # that a job that is still there vouches for the file that was opened.
         job = read_job(segment.path)
         _check(job, segment, work, target)
-        with _ledger(job, segment) as ledger:
-            attempt = kind(job, segment, work, target, ledger, writable=writable)
-            # The ledger was opened by its name: an overwrite since may have put its own there.
-            attempt.refuse_if_replaced()
-            _refuse_other_job(read_job(segment.path), segment)
-            try:
-                yield attempt
-            except BaseException as error:
-                attempt.fail(error)
-                if isinstance(error, StorageError) and error.errno == errno.ESTALE:
-                    raise attempt.replaced() from error  # by another host, on NFS
-                raise
+        ledger = files.enter_context(_ledger(job, segment))
+        attempt = kind(job, segment, work, target, ledger, writable=writable)
+        # The ledger was opened by its name: an overwrite since may have put its own there.
+        attempt.refuse_if_replaced()
+        _refuse_other_job(read_job(segment.path), segment)
+        return attempt, files.pop_all()
 
 
 @contextlib.contextmanager

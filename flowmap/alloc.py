@@ -29,12 +29,7 @@ from flowmap.job import Durability, Job
 from flowmap.locks import header_lock
 from flowmap.machine import host_name, this_user
 from flowmap.npy import Layout, header_digest
-from flowmap.publication import (
-    check_folder,
-    make_folder,
-    publish,
-    remove_stale,
-)
+from flowmap.publication import check_folder, make_folder, publish, remove_stale
 from flowmap.sidecar import Sidecar, output_path
 from flowmap.storage import PAGE
 from flowmap.target import Target

@@ -149,7 +149,7 @@ class Attempt:
 
     def _open_for_writing(self) -> None:
         """Open the target for writing, too, now that no seal stands against it."""
-        doing = "cannot open the target for writing; see who may (chmod)"
+        doing = "cannot open the target for writing; see who may (ls -l, lsattr)"
         with self._told(doing), opened(self.segment.path, write=True) as again:
             same = os.path.samestat(os.fstat(again), os.fstat(self._target))
             if same:

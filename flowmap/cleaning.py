@@ -53,8 +53,8 @@ _DOCUMENT: Final = (
     r"\.json"
 )
 
-_KEPT_OPEN: Final = re.compile(r"\.nfs[0-9a-f]+")
-"""What an NFS client calls a removed file until the last process of its host closes it."""
+_KEPT_OPEN: Final = re.compile(r"\.(nfs|fuse_hidden)[0-9a-f]+")
+"""What NFS or FUSE calls a removed file until the last process of its host closes it."""
 
 _CLOSING_SECONDS: Final = 10
 """How long `clean` waits for such a file: to close one takes less."""

@@ -200,15 +200,17 @@ def _reservation(private: Path) -> Iterator[Finding]:
 
 
 def _links(private: Path) -> Iterator[Finding]:
-    """Give a file a second name, as a target gets its own."""
-    first, second, third = (private / name for name in ("first", "second", "third"))
+    """Give a file a second name, in another folder, as a target gets its own."""
+    records = private / "records"
+    records.mkdir()
+    first, second, third = records / "first", private / "second", records / "third"
     for file in (first, third):
         with created(file):
             pass
     try:
         link(first, second)
     except OSError as error:
-        found = f"Neither link(2) nor renameat2(2) gives a file its name ({error.strerror})."
+        found = f"Neither link(2) nor rename(2) gives a file its name ({error.strerror})."
         yield Finding("links", "trouble", found, _ANOTHER)
         return
     with contextlib.suppress(FileExistsError):
@@ -219,9 +221,7 @@ def _links(private: Path) -> Iterator[Finding]:
     if first.exists():
         yield Finding("links", "ok", "Hard links work: a target gets its name by link(2).")
     else:
-        yield Finding(
-            "links", "ok", "Without hard links, renameat2(2) gives a target its name."
-        )
+        yield Finding("links", "ok", "Without hard links, a rename gives a target its name.")
 
 
 def _attributes(private: Path) -> Iterator[Finding]:

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
+from flowmap.kernel import again_if_stale
 from flowmap.storage import CHUNK, created, opened, put_in_place, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-STALE_LOOKS: Final = 5
-"""How often to open a file that another host keeps replacing: each makes the last one stale."""
 
 RECORD: Final = 0o644
 """Records are replaced, never written in place. So no group may write to them, whatever the
@@ -60,6 +58,7 @@ def staged_json(
         yield private
 
 
+@again_if_stale
 def publish_json(path: Path, document: dict[str, Any], *, mode: int = RECORD) -> None:
     """Put a document at `path` durably, all of it or nothing, in place of what is there.
 
@@ -82,6 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return parsed_json(json_text(path))
 
 
+@again_if_stale
 def json_text(path: Path) -> bytes:
     """Return the text of a document, for `parsed_json`.
 
@@ -89,17 +89,6 @@ def json_text(path: Path) -> bytes:
         OSError: It cannot be read.
         ValueError: It is longer than any.
     """
-    looks = 0
-    while True:
-        looks += 1
-        try:
-            return _text(path)
-        except OSError as error:
-            if error.errno != errno.ESTALE or looks == STALE_LOOKS:
-                raise
-
-
-def _text(path: Path) -> bytes:
     with opened(path) as descriptor:
         return read_text(descriptor)
 

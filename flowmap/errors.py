@@ -263,7 +263,8 @@ def storage_error(
     Args:
         error: What was raised.
         doing: What was being done, and after a semicolon what to do about it:
-            "cannot reserve 8 GiB; free some space". Where the disk is full that is added.
+            "cannot reserve 8 GiB; free some space". Where the disk is full that is added, and
+            another advice given where nothing can be renamed.
         path: The file it happened to.
 
     Returns:
@@ -278,6 +279,11 @@ def storage_error(
     full = number in (errno_module.ENOSPC, errno_module.EDQUOT)
     if full and "free some" not in doing:
         doing = f"{doing}; free some space"
+    if number == errno_module.EXDEV:  # an image of a container (overlayfs), or a sandbox
+        doing = (
+            f"{doing.partition(';')[0]}: the system does not rename what is there; put a copy "
+            "(cp -a) in its place, or choose another file system"
+        )
     kinds: dict[int, type[StorageError]] = {
         errno_module.ENOENT: NotFoundError,
         errno_module.EACCES: AccessDeniedError,

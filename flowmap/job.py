@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from flowmap.arguments import flag, seconds, whole
-from flowmap.documents import STALE_LOOKS, json_text, parsed_json, read_json
+from flowmap.documents import json_text, parsed_json, read_json
 from flowmap.errors import (
     DamagedJobError,
     ForeignFileError,
@@ -21,7 +20,7 @@ from flowmap.errors import (
     storage_error,
     told,
 )
-from flowmap.kernel import job_mark
+from flowmap.kernel import again_if_stale, job_mark
 from flowmap.ledger import Ledger
 from flowmap.npy import Layout, header_digest
 from flowmap.segments import Plan, Segment
@@ -184,6 +183,7 @@ class Job:
         with told("cannot map the target", self.path):
             return (window or self.window()).map(descriptor, mode, self.path)
 
+    @again_if_stale
     def ledger(self, *, write: bool = False) -> Ledger:
         """Open the ledger, for a `with` block.
 
@@ -307,31 +307,31 @@ def opened_target(path: Path) -> Iterator[tuple[Job, int]]:
         NotFoundError, ForeignFileError, DamagedJobError, StorageError: As in `read_job`; or
             the file itself is not regular, is not what was allocated, or cannot be opened.
     """
-    job, looks = read_job(path), 0
     with contextlib.ExitStack() as stack:
-        while True:
-            looks += 1
-            try:
-                descriptor = stack.enter_context(opened(path))
-                problem = job.problem_with(descriptor)
-            except NotRegularError as error:
-                raise not_regular(path) from error
-            except OSError as error:
-                if error.errno != errno.ESTALE or looks == STALE_LOOKS:
-                    raise storage_error(error, "cannot open the target", path) from error
-                Sidecar.of(path).look_afresh()
-                job = read_job(path)
-                continue
-            if problem is None:
-                break
-            before, job = job, read_job(path)
-            if job.id == before.id:  # no overwrite came between the looks at the two
-                raise DamagedJobError(
-                    f"{path} {problem}: something else wrote to it, or it is another file. "
-                    f"Restore it from a copy, or begin anew with {overwriting()}.",
-                    path=str(path),
-                )
-        yield job, descriptor
+        yield _open_target(path, stack)
+
+
+@again_if_stale
+def _open_target(path: Path, stack: contextlib.ExitStack) -> tuple[Job, int]:
+    job = read_job(path)
+    while True:
+        try:
+            descriptor = stack.enter_context(opened(path))
+            problem = job.problem_with(descriptor)
+        except NotRegularError as error:
+            raise not_regular(path) from error
+        except OSError as error:
+            Sidecar.of(path).look_afresh()
+            raise storage_error(error, "cannot open the target", path) from error
+        if problem is None:
+            return job, descriptor
+        before, job = job, read_job(path)
+        if job.id == before.id:  # no overwrite came between the looks at the two
+            raise DamagedJobError(
+                f"{path} {problem}: something else wrote to it, or it is another file. "
+                f"Restore it from a copy, or begin anew with {overwriting()}.",
+                path=str(path),
+            )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What Linux has and Python has not: reserved space, write-back, and pages of the cache.
+"""Calls that not every system has, nor Python, and files that another host has replaced.
 
 Every function raises `OSError` as it comes; callers say what it means for their user.
 """
@@ -8,19 +8,61 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from flowmap.storage import CHUNK
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h
 _SYNC_FILE_RANGE_AND_WAIT: Final = 7  # likewise: WAIT_BEFORE, WRITE and WAIT_AFTER
 _MADV_POPULATE_WRITE: Final = 23  # linux/mman.h, since Linux 5.14
 _MARK: Final = "user.flowmap.job"
-_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_AT_ONCE: Final = 1 << 20
+"""Bytes of a mapping to prepare in one call: Python's other threads wait meanwhile."""
+
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+UNSUPPORTED: Final = frozenset(
+    {
+        *(errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL),
+        *(errno.EPERM, errno.EACCES),  # FAT has no links (EPERM); a sandbox forbids the call
+        errno.EXDEV,  # no links from one folder to another: AFS, BeeGFS
+        errno.EMLINK,  # no file has two names
+    }
+)
+"""What a system says of a call that it, its file system or a sandbox (seccomp) lacks.
+
+It may be a permission that is missing after all: the other way that is taken then shows that.
+"""
+
+_LOOKS: Final = 5
+"""How often to look at files that other hosts keep replacing."""
+
+
+def again_if_stale(look: Callable[P, R]) -> Callable[P, R]:
+    """Let a function that opens files and reads do so again where one is stale (ESTALE).
+
+    So is a file that another host has replaced, on NFS, to whoever has it open or opens it.
+    """
+
+    @functools.wraps(look)
+    def look_again(*arguments: P.args, **options: P.kwargs) -> R:
+        for _ in range(1, _LOOKS):
+            try:
+                return look(*arguments, **options)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+        return look(*arguments, **options)
+
+    return look_again
 
 
 def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
@@ -40,7 +82,7 @@ def write_back(descriptor: int, offset: int, nbytes: int) -> bool:
         Whether the system can do that.
     """
     first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
-    return _done("sync_file_range", descriptor, first, length, _SYNC_FILE_RANGE_AND_WAIT)
+    return done("sync_file_range", descriptor, first, length, _SYNC_FILE_RANGE_AND_WAIT)
 
 
 def drop_cached(descriptor: int, offset: int, nbytes: int) -> None:
@@ -50,10 +92,9 @@ def drop_cached(descriptor: int, offset: int, nbytes: int) -> None:
     cached: what is written to it then is synced without an error, and reads as zeros at the
     next mount (measured, Linux 6.18). Pages that are dirty, or that somebody maps, stay.
     """
-    if hasattr(os, "posix_fadvise"):
-        first = offset - offset % mmap.PAGESIZE  # part of a page is kept
-        last = -(-(offset + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
+    first = offset - offset % mmap.PAGESIZE  # part of a page is kept
+    last = -(-(offset + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+    _drop(descriptor, first, last - first)
 
 
 def forget_cached(descriptor: int) -> None:
@@ -62,8 +103,13 @@ def forget_cached(descriptor: int) -> None:
     Of the whole file: the kernel keeps a large folio of which only a part is to go (measured,
     Linux 6.18).
     """
+    _drop(descriptor, 0, 0)
+
+
+def _drop(descriptor: int, offset: int, nbytes: int) -> None:
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # a hint: nothing is lost but what it hints at
+            os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def reserve(descriptor: int, nbytes: int) -> None:
@@ -71,12 +117,13 @@ def reserve(descriptor: int, nbytes: int) -> None:
 
     `fallocate(2)` where the file system has it. `posix_fallocate` is not used: where it
     must emulate, it writes into every block, which is not safe beside other writers.
-    Elsewhere the size is set and compared with the free space: a check, no reservation.
+    Elsewhere the size is set and compared with the free space, if the file system says it: a
+    check, no reservation.
     """
     if reserve_range(descriptor, 0, nbytes):
         return
     space = os.fstatvfs(descriptor)
-    if nbytes > space.f_bavail * space.f_frsize:
+    if space.f_blocks and nbytes > space.f_bavail * space.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, nbytes)
 
@@ -92,7 +139,7 @@ def reserve_range(descriptor: int, offset: int, nbytes: int) -> bool:
     if nbytes == 0:
         return True
     first, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
-    return _done("fallocate", descriptor, 0, first, length)
+    return done("fallocate", descriptor, 0, first, length)
 
 
 def take_pages(mapping: mmap.mmap) -> bool:
@@ -107,10 +154,10 @@ def take_pages(mapping: mmap.mmap) -> bool:
         OSError: A store into one of them would end the process (SIGBUS).
     """
     try:
-        for first in range(0, len(mapping), CHUNK):  # Python's other threads wait meanwhile
-            mapping.madvise(_MADV_POPULATE_WRITE, first, min(CHUNK, len(mapping) - first))
+        for first in range(0, len(mapping), _AT_ONCE):
+            mapping.madvise(_MADV_POPULATE_WRITE, first, min(_AT_ONCE, len(mapping) - first))
     except OSError as error:
-        if error.errno == errno.EINVAL:
+        if error.errno in UNSUPPORTED:
             return False
         if error.errno == errno.EFAULT:  # madvise(2): where there would be a SIGBUS
             raise OSError(errno.ENOSPC, "No space left, or a bad sector") from error
@@ -118,14 +165,15 @@ def take_pages(mapping: mmap.mmap) -> bool:
     return True
 
 
-def _done(name: str, *arguments: Any) -> bool:
+def done(name: str, *arguments: Any) -> bool:
     """Call what Linux has and Python has not; return False where the system lacks it."""
-    number = errno.ENOSYS if sys.platform != "linux" else errno.EINTR
-    while number == errno.EINTR:  # Python runs the signal's handler in between
-        if getattr(_LIBC, name)(*arguments) == 0:
+    function = getattr(_LIBC, name, None) if sys.platform == "linux" else None
+    number = errno.ENOSYS if function is None else errno.EINTR
+    while function is not None and number == errno.EINTR:  # Python runs the signal's handler
+        if function(*arguments) == 0:
             return True
         number = ctypes.get_errno()
-    if number not in _UNSUPPORTED:
+    if number not in UNSUPPORTED:
         raise OSError(number, os.strerror(number))
     return False
 

@@ -82,7 +82,7 @@ class Ledger:
         except (FileNotFoundError, NotRegularError) as error:
             raise damaged(path, "is missing") from error
         except OSError as error:
-            raise storage_error(error, "cannot open the ledger", path) from error
+            raise storage_error(error, "cannot open the ledger; see who may", path) from error
         try:
             self._compare(header)
         except BaseException:

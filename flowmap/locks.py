@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from flowmap.errors import LockTimeoutError, NotFoundError, StorageError, storage_error
+from flowmap.kernel import UNSUPPORTED, again_if_stale
 from flowmap.sidecar import Sidecar, why_not_writable
 from flowmap.storage import anchored, open_file
 
@@ -22,9 +23,6 @@ TIMEOUT: Final = 60.0
 
 _PAUSE: Final = 0.05
 """Seconds between two tries."""
-
-_NO_FLOCK: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-"""What flock(2) says of a file system that has no locks."""
 
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -76,29 +74,36 @@ def _held(path: Path) -> Iterator[bool]:
     Yields:
         Whether it is locked, and still at its name.
     """
-    # Imported late: filelock brings asyncio, which would double the time of import flowmap.
-    from filelock import lock_descriptor, unlock_descriptor  # noqa: PLC0415
-
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = _open(path)
-            stack.callback(os.close, descriptor)
-            held = lock_descriptor(descriptor, blocking=False)
-            if held:  # given back by name: a child forked meanwhile has the descriptor, too
-                stack.callback(unlock_descriptor, descriptor)
-                # What the last holder changed from another host must be seen by this one.
-                Sidecar(path.parent).look_afresh()
-                held = os.path.samestat(os.fstat(descriptor), path.lstat())
+            held = _locked(path, stack)
         except FileNotFoundError as error:
             message = "the folder of the records is gone; see whether the target was cleaned"
             raise NotFoundError(errno.ENOENT, message, str(path.parent)) from error
         except OSError as error:
-            why = why_not_writable(error, path if path.exists() else path.parent)
-            if why is None and error.errno in _NO_FLOCK:
-                why = "the file system must support flock(2)"
+            if error.filename is None and error.errno in {*UNSUPPORTED, errno.ENOLCK}:
+                why: str | None = "the file system, and any sandbox, must support flock(2)"
+            else:
+                why = why_not_writable(error, path if os.path.lexists(path) else path.parent)
             doing = "cannot take the header lock"
             raise storage_error(error, f"{doing}: {why}" if why else doing, path) from error
         yield held
+
+
+@again_if_stale
+def _locked(path: Path, stack: contextlib.ExitStack) -> bool:
+    # Imported late: filelock brings asyncio, which would double the time of import flowmap.
+    from filelock import lock_descriptor, unlock_descriptor  # noqa: PLC0415
+
+    descriptor = _open(path)
+    stack.callback(os.close, descriptor)
+    if not lock_descriptor(descriptor, blocking=False):
+        return False
+    # Given back by name: a child forked meanwhile has the descriptor, too.
+    stack.callback(unlock_descriptor, descriptor)
+    # What the last holder changed from another host must be seen by this one.
+    Sidecar(path.parent).look_afresh()
+    return os.path.samestat(os.fstat(descriptor), path.lstat())
 
 
 def _open(path: Path) -> int:

@@ -9,13 +9,11 @@ import re
 import secrets
 import stat
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from flowmap import storage
-from flowmap.documents import publish_json, staged_json
+from flowmap.documents import publish_json, read_json, staged_json
 from flowmap.errors import (
-    FlowmapError,
     ForeignFileError,
     NotFoundError,
     StorageError,
@@ -24,14 +22,14 @@ from flowmap.errors import (
 )
 from flowmap.kernel import mark_job, reserve
 from flowmap.ledger import create_ledger
-from flowmap.machine import user_name
-from flowmap.root import rooted
-from flowmap.sidecar import FORMAT, Sidecar, absolute, why_not_writable
+from flowmap.machine import umask, user_name
+from flowmap.sidecar import FORMAT, Sidecar, why_not_writable
 from flowmap.storage import PAGE, created, link, rename, sync_folder, unlink, write_all
 from flowmap.wording import setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from flowmap.job import Job
 
@@ -67,29 +65,6 @@ def check_folder(path: Path) -> None:
         )
 
 
-def argument_naming(path: Path, arguments: Mapping[str, Any]) -> str | None:
-    """Return which of the arguments, or which within a list of one, names a file, if any."""
-    left: list[tuple[str, Any]] = [(repr(name), value) for name, value in arguments.items()]
-    while left:
-        name, value = left.pop()
-        if isinstance(value, list | tuple):
-            left += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
-        elif isinstance(value, dict):
-            left += [(f"{name}[{key!r}]", each) for key, each in value.items()]
-        elif isinstance(value, str | os.PathLike) and _names(value, path):
-            return name
-    return None
-
-
-def _names(value: str | os.PathLike[str], path: Path) -> bool:
-    """Say whether a text, which may be no path, leads to a file, through links or not."""
-    try:
-        named = rooted(value)
-        return path in (absolute(named), Path(os.path.realpath(named)))
-    except (FlowmapError, OSError, ValueError):
-        return False
-
-
 def make_folder(folder: Path) -> None:
     """Make the folder for the records, where there is none yet.
 
@@ -98,6 +73,9 @@ def make_folder(folder: Path) -> None:
         NotFoundError: It was there, and was removed meanwhile.
         StorageError: It cannot be made.
     """
+    if os.geteuid() and umask() & stat.S_IRWXU:
+        message = f"the umask is {umask():04o}, which closes your files to you; set another one"
+        raise storage_error(PermissionError(errno.EACCES, ""), message, folder)
     try:
         storage.make_folder(folder)
     except FileExistsError as error:
@@ -156,13 +134,21 @@ def remove_stale(sidecar: Sidecar) -> None:
     """Remove what a killed allocation left behind; the caller holds the header lock.
 
     These names are made under the lock only, so whoever made them is gone: a target that
-    was never finished and keeps its space, or a second name of one that was. The empty file of
+    was never finished and keeps its space, or a second name of one that was; and the empty file
+    at the name of a target that is whole here (see `storage.link`). The empty file of
     `file_system_time` is no loss to a process that still has it. A file that cannot be removed
     is left, since nothing depends on it.
 
     Args:
         sidecar: The folder beside the target.
     """
+    with contextlib.suppress(OSError, ValueError):
+        path = sidecar.folder.with_suffix("")
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and not found.st_size:
+            whole = sidecar.folder / f".target.{read_json(sidecar.job).get('id')}"
+            if whole.lstat().st_size:
+                unlink(path)
     with contextlib.suppress(OSError):
         for entry in list(sidecar.folder.iterdir()):
             if _STALE.fullmatch(entry.name):
@@ -334,13 +320,13 @@ def _removed_after(*paths: Path) -> Iterator[None]:
 
 
 def _advice(error: OSError, job: Job) -> str:
-    tried = (
-        f"cannot allocate {job.size} bytes, and {len(job.plan) * PAGE} for the records of "
-        f"{len(job.plan)} segments"
-    )
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return tried
+        folders = (Sidecar.of(job.path).folder, job.path.parent)
+        closed = [each for each in folders if not os.access(each, os.W_OK | os.X_OK)]
+        why = why_not_writable(error, (*closed, job.path)[0])
+        return f"cannot make the target and its records{f': {why}' if why else ''}"
     return (
-        f"{tried}; free some space or choose another disk, or pass "
+        f"cannot allocate {job.size} bytes, and {len(job.plan) * PAGE} for the records of "
+        f"{len(job.plan)} segments; free some space or choose another disk, or pass "
         f"{setting(reserve=False)} for a sparse file"
     )

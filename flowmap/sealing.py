@@ -9,6 +9,7 @@ lifting it adds write permissions and nothing else, and none that the umask deni
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flowmap.documents import publish_json, read_json
 from flowmap.errors import NotValidatedError, storage_error, told
-from flowmap.machine import host_name, umask
+from flowmap.machine import host_name, umask, user_name
 from flowmap.records import SegmentRecord, digest_of
 from flowmap.sidecar import FORMAT, Sidecar, why_not_writable
 from flowmap.storage import NotRegularError, opened, sync_folder, unlink
-from flowmap.wording import call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,9 +70,10 @@ def put(
     publish_json(path, seal)
     notes = []
     try:
-        os.fchmod(target, now & ~_WRITE)
+        if now & _WRITE:
+            os.fchmod(target, now & ~_WRITE)
     except OSError as error:
-        notes.append(f"Sealed, but not made read-only: {os.strerror(error.errno or 0)}.")
+        notes.append(f"Sealed, but not made read-only: {_why_not(error, job.path)}.")
     if claimed():
         lift(job)
         if not notes:  # the claim may have lifted the seal before the permission was taken
@@ -105,9 +106,7 @@ def lift(job: Job) -> None:
     except (FileNotFoundError, NotRegularError):
         pass  # then there is nothing to write to
     except OSError as error:
-        doing = f"the target is sealed and read-only; its owner can {call('reset')} or fill it"
-        if error.errno == errno.EROFS:
-            doing = f"cannot lift the seal: {why_not_writable(error, job.path)}"
+        doing = f"cannot lift the seal: {_why_not(error, job.path)}"
         raise storage_error(error, doing, job.path) from error
     with told("cannot remove the seal", path):
         unlink(path, missing_ok=True)
@@ -188,6 +187,15 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path)
     except (OSError, ValueError):
         return {}
+
+
+def _why_not(error: OSError, path: Path) -> str:
+    """Say why the permissions of a target cannot be changed."""
+    with contextlib.suppress(OSError):
+        owner = path.lstat().st_uid
+        if error.errno == errno.EPERM and owner != os.geteuid():
+            return f"only its owner, {user_name(owner)}, can change its permissions (chmod)"
+    return why_not_writable(error, path) or os.strerror(error.errno or 0)
 
 
 def _permissions(target: int) -> int:

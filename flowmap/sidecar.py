@@ -6,13 +6,15 @@ import errno
 import functools
 import os
 import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.errors import (
     DamagedJobError,
+    FlowmapError,
     ForeignFileError,
     InvalidArgumentError,
     short,
@@ -20,9 +22,12 @@ from flowmap.errors import (
 )
 from flowmap.filenames import check_filename
 from flowmap.machine import user_name
-from flowmap.root import check_within
+from flowmap.root import check_within, rooted
 from flowmap.storage import look_afresh
 from flowmap.wording import call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FORMAT: Final = 1
 """Version of the sidecar's files; a later one is refused."""
@@ -127,6 +132,29 @@ def absolute(path: str | os.PathLike[str], name: str = "path", suffix: str = ".n
     return real
 
 
+def argument_naming(path: Path, arguments: Mapping[str, Any]) -> str | None:
+    """Return which of the arguments, or which within a list of one, names a file, if any."""
+    left: list[tuple[str, Any]] = [(repr(name), value) for name, value in arguments.items()]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, list | tuple):
+            left += [(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        elif isinstance(value, dict):
+            left += [(f"{name}[{key!r}]", each) for key, each in value.items()]
+        elif isinstance(value, str | os.PathLike) and _names(value, path):
+            return name
+    return None
+
+
+def _names(value: str | os.PathLike[str], path: Path) -> bool:
+    """Say whether a text, which may be no path, leads to a file, through links or not."""
+    try:
+        named = rooted(value)
+        return path in (absolute(named), Path(os.path.realpath(named)))
+    except (FlowmapError, OSError, ValueError):
+        return False
+
+
 def output_path(path: str | os.PathLike[str], name: str = "path", suffix: str = ".npy") -> Path:
     """Return the absolute path of a file to be written, as `absolute` does.
 
@@ -219,12 +247,22 @@ def why_not_writable(error: OSError, path: Path) -> str | None:
         return None
     me = user_name(os.geteuid())
     try:
-        owner = user_name(path.lstat().st_uid)
+        found = path.lstat()
     except OSError:
         return f"{me} has no permission for {path}; see who has (ls -l)"
+    if found.st_uid == os.geteuid():
+        needed = stat.S_IWUSR | (stat.S_IXUSR if stat.S_ISDIR(found.st_mode) else 0)
+        if error.errno == errno.EACCES and found.st_mode & needed != needed:
+            return (
+                f"{path.name} is yours, and closed to you: chmod u+rwX {shlex.quote(str(path))}"
+            )
+        return (
+            f"{path.name} is yours, and the system protects it; see its attributes (lsattr, "
+            "chattr -i), and the rules of a sandbox"
+        )
     return (
-        f"{path.name} belongs to {owner}, and {me} may not write there; ask its owner for the "
-        "permission, or choose another folder"
+        f"{path.name} belongs to {user_name(found.st_uid)}, and {me} may not write there; ask "
+        "its owner for the permission, or choose another folder"
     )
 
 

@@ -19,6 +19,7 @@ from flowmap.changes import Change
 from flowmap.documents import publish_json, read_json
 from flowmap.errors import FlowmapError
 from flowmap.job import read_job
+from flowmap.kernel import again_if_stale
 from flowmap.marks import is_own
 from flowmap.origin import is_same_source, source_in
 from flowmap.records import FINISHED, status_of
@@ -219,6 +220,7 @@ def changes_in(job: Job) -> list[Change]:
     return found
 
 
+@again_if_stale
 def _filled(job: Job) -> NDArray[Any]:
     """Return the status of the segments that have rows, to be kept or gone on with."""
     with job.ledger() as ledger:

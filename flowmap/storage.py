@@ -8,16 +8,15 @@ may report success for data that is gone (Rebello et al., USENIX ATC 2020).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
 import stat
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from flowmap.kernel import UNSUPPORTED, again_if_stale, done
 from flowmap.machine import is_on_network
 from flowmap.root import names_in_root
 from flowmap.streams import fill_closed_streams
@@ -36,7 +35,6 @@ CHUNK: Final = 1 << 20
 
 _AT_FDCWD: Final = -100  # linux/fcntl.h
 _RENAME_NOREPLACE: Final = 1  # linux/fs.h
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FOLDER_FLAGS: Final = (
@@ -106,6 +104,7 @@ def opened(path: str | os.PathLike[str], *, write: bool = False) -> Iterator[int
         os.close(descriptor)
 
 
+@again_if_stale
 def open_existing(
     path: str | os.PathLike[str], *, write: bool = False, follow: bool = False
 ) -> int:
@@ -198,6 +197,7 @@ def look_afresh(folder: Path) -> None:
         os.close(open_file(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
+@again_if_stale
 def file_system_time(folder: Path) -> float:
     """Return a file system's own time, by which `st_mtime` of new files goes.
 
@@ -258,6 +258,9 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
     descriptor = open_file(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:  # AFS syncs no folder
+            raise
     finally:
         os.close(descriptor)
 
@@ -265,7 +268,10 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 def link(private: Path, path: Path) -> None:
     """Give a file a name that must be free: `link(2)`, which never replaces.
 
-    Where there are no hard links, `renameat2(2)` without replacing; `private` is gone then.
+    Where there are no hard links, or none to another folder, `renameat2(2)` without replacing.
+    Where that is missing too (FUSE, AFS, BeeGFS), an empty file is created at the name, which
+    fails if it is taken, and replaced; a kill in between leaves it there. Either way `private`
+    is gone then.
 
     Raises:
         FileExistsError: The name is taken.
@@ -274,19 +280,19 @@ def link(private: Path, path: Path) -> None:
         try:
             os.link(old, new, src_dir_fd=source, dst_dir_fd=into, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in UNSUPPORTED:
                 raise
-            if sys.platform != "linux":
-                raise
-            names = [
-                _AT_FDCWD if source is None else source,
-                os.fsencode(old),
-                _AT_FDCWD if into is None else into,
-                os.fsencode(new),
-            ]
-            if _LIBC.renameat2(*names, _RENAME_NOREPLACE) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), os.fspath(path)) from error
+        else:
+            return
+        names = [
+            _AT_FDCWD if source is None else source,
+            os.fsencode(old),
+            _AT_FDCWD if into is None else into,
+            os.fsencode(new),
+        ]
+        if not done("renameat2", *names, _RENAME_NOREPLACE):
+            with created(path):
+                rename(private, path)
 
 
 def put_in_place(private: Path, path: Path, *, replace: bool) -> None:

@@ -18,6 +18,7 @@ from flowmap.errors import (
     short,
 )
 from flowmap.job import Job, opened_again, opened_target, read_job, refuse_replaced, replaced
+from flowmap.kernel import again_if_stale
 from flowmap.masking import masked_window
 from flowmap.records import count_states, status_of
 from flowmap.sidecar import absolute
@@ -157,6 +158,7 @@ class Target:
             self._segments = self.job.segments()
         return self._segments
 
+    @again_if_stale
     def status(self) -> NDArray[Any]:
         """Read the ledger.
 

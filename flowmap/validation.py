@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from flowmap.errors import (
 )
 from flowmap.inspection import Inspection
 from flowmap.job import Job, refuse_replaced
-from flowmap.kernel import drop_cached, forget_cached
+from flowmap.kernel import again_if_stale, drop_cached, forget_cached
 from flowmap.machine import is_on_network
 from flowmap.records import FINISHED, digest_of
 from flowmap.report import ValidationReport
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from flowmap.segments import Segment
 
 
+@again_if_stale
 def validate(
     path: str | os.PathLike[str],
     *,
@@ -118,12 +120,17 @@ class _Validation:
         self.problems: list[str] = []
         self.bad: set[int] = set()
 
+    @again_if_stale
+    def _records(self) -> list[SegmentRecord]:
+        with self.job.ledger() as ledger:  # of so many segments, before they are listed
+            self.bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
+            records = ledger.records(self.bounds)
+            self.segments = self.job.segments()
+            return records
+
     def report(self, *, mark: bool) -> ValidationReport:
         try:
-            with self.job.ledger() as ledger:  # of so many segments, before they are listed
-                self.bounds = np.array(list(self.job.plan.bounds()), np.int64).reshape(-1, 2)
-                records = ledger.records(self.bounds)
-                self.segments = self.job.segments()
+            records = self._records()
         except (DamagedJobError, StorageError) as error:
             why = tuple(_unseal(self.job) if mark else [])
             return ValidationReport(self.job.path, (str(error),), self.segments, notes=why)
@@ -207,6 +214,8 @@ class _Validation:
             finished, self.inspection.findings(segments), strict=True
         ):
             segment = self.segments[record.index]
+            if isinstance(found, OSError) and found.errno == errno.ESTALE:  # another file's now
+                raise storage_error(found, f"{segment.name}: cannot read it", self.job.path)
             if found != record.digest or record.rows_done != record.stop - record.start:
                 damaged.append(record)
                 self._problem(

@@ -21,9 +21,8 @@ from flowmap.errors import (
 )
 from flowmap.job import DURABILITIES, Durability, Job, read_job
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
-from flowmap.publication import argument_naming
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import not_regular
+from flowmap.sidecar import argument_naming, not_regular
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
 from flowmap.wording import either, option, setting

@@ -24,7 +24,6 @@ import pytest
 from mounts import mounted
 
 import flowmap.kernel
-import flowmap.storage
 import flowmap.windows
 from flowmap.kernel import write_back
 from flowmap.storage import PAGE
@@ -229,8 +228,7 @@ class Power:
         # A hint promises nothing: here it does nothing.
         waits = counted["sync_file_range"]
         counted["sync_file_range"] = lambda *given: given[-1] != _HINT and waits(*given)
-        for module in (flowmap.kernel, flowmap.storage):
-            self._patch.setattr(module, "_LIBC", SimpleNamespace(**counted))
+        self._patch.setattr(flowmap.kernel, "_LIBC", SimpleNamespace(**counted))
         sync = self._counted(flowmap.windows._Mapping.sync)
         self._patch.setattr(flowmap.windows._Mapping, "sync", sync)
         return self

@@ -724,11 +724,20 @@ class TestFolder:
         assert "takes no space" in finding.found
 
     def test_no_hard_links(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without hard links it is renameat2 that names; without both, nothing."""
+        """Without hard links to another folder a rename names; without both, nothing."""
+        link = os.link
+
+        def across(first: Any, second: Any, **given: Any) -> None:
+            if Path(first).parent != Path(second).parent:
+                raise OSError(errno.EXDEV, "not across folders")
+            link(first, second, **given)
+
+        monkeypatch.setattr(os, "link", across)
+        assert "rename" in examined(tmp_path)["links"].found
         monkeypatch.setattr(os, "link", fail(PermissionError(errno.EPERM, "no")))
         finding = examined(tmp_path)["links"]
         assert finding.level == "ok"
-        assert "renameat2" in finding.found
+        assert "rename" in finding.found
         monkeypatch.setattr(os, "link", fail(OSError(errno.EIO, "no")))
         assert examined(tmp_path)["links"].level == "trouble"
 

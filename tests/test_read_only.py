@@ -114,6 +114,7 @@ def test_a_folder_of_another_user(
     if which == "the folder":
         (folder / "header.lock").unlink()
     read_only(tmp_path, monkeypatch, errno.EACCES)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(AccessDeniedError) as caught:
         flowmap.fill(target, "arange")
     name = "a.npy.flowmap" if which == "the folder" else "header.lock"
