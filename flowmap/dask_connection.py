@@ -93,7 +93,7 @@ class Connection:
     async def _opened(self, workers: int, address: str | None) -> Any:
         if address is None:
             self._cluster = local_cluster(workers)
-            with processes_inherit():
+            with processes_inherit(workers):
                 await self._cluster
         self.client = self._distributed.Client(
             address or self._cluster, asynchronous=True, set_as_default=False

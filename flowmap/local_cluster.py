@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap.extras import extra
+from flowmap.machine import thread_limits
 from flowmap.stopping import SIGNALS
 from flowmap.worker_processes import safe_path
 
@@ -23,7 +24,7 @@ SHIELDED: Final = (signal.SIGINT, *SIGNALS)
 def local_cluster(workers: int) -> Any:
     """Return a cluster of processes of this machine that do not run the user's script again.
 
-    It starts when it is awaited, which is to be done in a `with processes_inherit()` block.
+    It starts when it is awaited, within `processes_inherit`.
     """
     deploy = extra("distributed.deploy.subprocess", "dask")
     preload = ["flowmap.dask_preload"]
@@ -47,7 +48,7 @@ def local_cluster(workers: int) -> Any:
 
 
 @contextlib.contextmanager
-def processes_inherit() -> Iterator[None]:
+def processes_inherit(workers: int) -> Iterator[None]:
     """Set the variables that the processes of an own cluster need, while they start."""
     variables = {
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
@@ -55,6 +56,7 @@ def processes_inherit() -> Iterator[None]:
         # It would drop a work that workers have got and not begun with: `Dask._spread`.
         "DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START": "false",
         **safe_path(),
+        **thread_limits(workers),
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

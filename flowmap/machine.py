@@ -24,6 +24,33 @@ _STATFS: Final = ctypes.c_long * 32
 
 _LIBC: Final = ctypes.CDLL(None)
 
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_CGROUPS_OF_PROCESS: Final = Path("/proc/self/cgroup")
+
+_CPU_VARIABLES: Final = (
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_CPUS_ON_NODE",
+    "NSLOTS",  # of Grid Engine
+    "NCPUS",  # of PBS Professional
+    "PBS_NCPUS",
+    "PBS_NUM_PPN",  # of Torque
+    "LSB_DJOB_NUMPROC",  # of LSF
+    "PYTHON_CPU_COUNT",
+    "LOKY_MAX_CPU_COUNT",
+)
+"""Variables that say how many processors a job has on this host, or by which a user says so."""
+
+_THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Variables by which libraries know how many threads to use. They read them when they load."""
+
 
 def is_on_network(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is on one of `NETWORK_FILE_SYSTEMS`, or may be: statfs(2) failed.
@@ -60,10 +87,65 @@ def file_system(path: str | os.PathLike[str]) -> tuple[str, frozenset[str]] | No
 
 
 def available_cpus() -> int:
-    """Return how many processors this process may use."""
+    """Return how many processors this process may use.
+
+    That is the least of its affinity, the quota of its cgroups, as in a container, and what a
+    batch system or the user gave it by a variable.
+    """
+    counted = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # Python 3.13: -X cpu_count
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        counted = min(counted, len(os.sched_getaffinity(0)))
+    given = (os.environ.get(name, "") for name in _CPU_VARIABLES)
+    limits = [int(text) for text in given if text.isascii() and text.isdigit()]
+    return max(1, min([counted, *filter(None, [_cgroup_cpus(), *limits])]))
+
+
+def thread_limits(workers: int) -> dict[str, str]:
+    """Return variables that keep the threads of worker processes within the processors.
+
+    Otherwise each of N workers multiplies matrices by as many threads as there are processors.
+    What the user has set stays, and OMP_NUM_THREADS is the number for all that is not set.
+
+    Args:
+        workers: How many processes share the processors.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = asked if asked.isdigit() else str(max(1, available_cpus() // workers))
+    return {name: threads for name in _THREAD_VARIABLES if not os.environ.get(name)}
+
+
+def _cgroup_cpus() -> int | None:
+    """Return how many processors the cgroups of this process allow, rounded up, if any says.
+
+    Each cgroup above its own limits it as well. A container may see the path that its cgroup
+    has on the host, but only its own folder: what is not there is passed over.
+    """
+    try:
+        lines = _CGROUPS_OF_PROCESS.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)  # cgroups(7); none of version 2
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for root in (controllers, "cpu" if controllers else "unified"):
+            for depth in range(len(parts) + 1):
+                found += _quota(_CGROUPS.joinpath(root, *parts[:depth]))
+    return min(found, default=None)
+
+
+def _quota(folder: Path) -> list[int]:
+    """Return how many processors one cgroup allows, rounded up, if it says so."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(int, (folder / "cpu.max").read_text().split())  # or "max"
+        return [-(-quota // period)]
+    with contextlib.suppress(OSError, ValueError):
+        quota = int((folder / "cpu.cfs_quota_us").read_text())  # version 1; -1 for no quota
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return [-(-quota // period)] if quota > 0 else []
+    return []
 
 
 def umask() -> int:
