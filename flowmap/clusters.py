@@ -27,6 +27,7 @@ from flowmap.errors import ClusterError, StoppedError, WorkerDiedError, said
 from flowmap.extras import extra
 from flowmap.parcels import Packing, Parcel, loaded
 from flowmap.segments import Segment
+from flowmap.stopping import refuse_if_asked
 from flowmap.workers import TRIES
 from flowmap.write import STOP
 
@@ -173,8 +174,10 @@ class Dask(Executor):
         Workers get it from each other, and no worker answers while its filler keeps the GIL.
         """
         with contextlib.suppress(Exception):  # the calls get it later, or say what is wrong
-            if self._client.nthreads(callback_timeout=_ANSWER_SECONDS):
-                self._client.replicate([there], callback_timeout=_SPREAD_SECONDS)
+            if self._connection.ask(self._client.nthreads, _ANSWER_SECONDS):
+                self._connection.ask(
+                    lambda: self._client.replicate([there]), _SPREAD_SECONDS, refuse_if_asked
+                )
 
     def _first_end(self, future: Future[Any], call: _Call, task: Future[Any]) -> None:
         """Hand on how a task ended, or try it again where it may have died for another."""
@@ -226,7 +229,7 @@ class Dask(Executor):
         """Say what to look at where no function begins."""
         scheduler = f"The Dask scheduler at {self._client.scheduler.address}"
         try:
-            workers = len(self._client.nthreads(callback_timeout=_ANSWER_SECONDS))
+            workers = len(self._connection.ask(self._client.nthreads, _ANSWER_SECONDS))
         except Exception as error:  # noqa: BLE001 -- whatever a lost connection raises
             return f"{scheduler} does not answer ({said(error)}): look at its log."
         if not workers:
