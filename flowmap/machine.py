@@ -51,6 +51,9 @@ _THREAD_VARIABLES: Final = (
 )
 """Variables by which libraries know how many threads to use. They read them when they load."""
 
+_MOST_OF_NUMEXPR: Final = 64
+"""NumExpr prints an error when it is told to use more."""
+
 
 def is_on_network(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is on one of `NETWORK_FILE_SYSTEMS`, or may be: statfs(2) failed.
@@ -95,9 +98,8 @@ def available_cpus() -> int:
     counted = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # Python 3.13: -X cpu_count
     if hasattr(os, "sched_getaffinity"):
         counted = min(counted, len(os.sched_getaffinity(0)))
-    given = (os.environ.get(name, "") for name in _CPU_VARIABLES)
-    limits = [int(text) for text in given if text.isascii() and text.isdigit()]
-    return max(1, min([counted, *filter(None, [_cgroup_cpus(), *limits])]))
+    limits = [_cgroup_cpus(), *map(_number, _CPU_VARIABLES)]
+    return max(1, min([counted, *filter(None, limits)]))
 
 
 def thread_limits(workers: int) -> dict[str, str]:
@@ -109,9 +111,16 @@ def thread_limits(workers: int) -> dict[str, str]:
     Args:
         workers: How many processes share the processors.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = asked if asked.isdigit() else str(max(1, available_cpus() // workers))
-    return {name: threads for name in _THREAD_VARIABLES if not os.environ.get(name)}
+    threads = _number("OMP_NUM_THREADS") or max(1, available_cpus() // workers)
+    limits = dict.fromkeys(_THREAD_VARIABLES, threads)
+    limits["NUMEXPR_NUM_THREADS"] = min(threads, _MOST_OF_NUMEXPR)
+    return {name: str(n) for name, n in limits.items() if not os.environ.get(name)}
+
+
+def _number(variable: str) -> int:
+    """Return the number that a variable is set to, or 0 if it is not a number."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _cgroup_cpus() -> int | None:

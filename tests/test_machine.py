@@ -112,6 +112,8 @@ def test_threads_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (limits["OPENBLAS_NUM_THREADS"], limits.get("OMP_NUM_THREADS")) == ("5", None)
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
     assert thread_limits(32)["NUMBA_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "200")
+    assert thread_limits(1)["NUMEXPR_NUM_THREADS"] == "64"
 
 
 COUNTING = "from flowmap.machine import available_cpus; print(available_cpus())"
