@@ -22,12 +22,12 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from flowmap import pickling
+from flowmap.dask_connection import Connection
 from flowmap.errors import ClusterError, StoppedError, WorkerDiedError, said
 from flowmap.extras import extra
-from flowmap.local_cluster import local_cluster
 from flowmap.parcels import Packing, Parcel, loaded
 from flowmap.segments import Segment
-from flowmap.wording import setting
+from flowmap.stopping import refuse_if_asked
 from flowmap.workers import TRIES
 from flowmap.write import STOP
 
@@ -40,7 +40,6 @@ T = TypeVar("T")
 _LOOK_SECONDS: Final = 0.1
 _ANSWER_SECONDS: Final = 5
 _SPREAD_SECONDS: Final = 30  # another's workers may be busy
-_START_SECONDS: Final = 120  # a machine under load, or with its packages on a network
 
 _SCHEMES: Final = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
 
@@ -111,13 +110,9 @@ class Dask(Executor):
         self._futures: WeakSet[Future[Any]] = WeakSet()
         self._cancelled = False
         self._killed: type[Exception] = extra("distributed", "dask").KilledWorker
-        self._closing = contextlib.ExitStack()
-        try:
-            self._client = self._connected(workers, address)
-        except BaseException:
-            self._closing.close()
-            raise
-        threads = self._client.nthreads()
+        self._connection = Connection(workers, address)
+        self._client = self._connection.client
+        threads = self._connection.threads
         self.width, self.processes = workers or sum(threads.values()), workers or len(threads)
         self._again = ThreadPoolExecutor(1, "flowmap-again")
         self._first_tries: WeakSet[Future[Any]] = WeakSet()
@@ -125,22 +120,6 @@ class Dask(Executor):
         self._packing = Packing()
         self._guard = threading.Lock()
         self._sent: tuple[Parcel | None, Any] = (None, None)
-
-    def _connected(self, workers: int, address: str | None) -> Any:
-        distributed = extra("distributed", "dask")
-        try:
-            cluster = address or self._closing.enter_context(local_cluster(workers))
-            client = distributed.Client(cluster, set_as_default=False)
-            self._closing.enter_context(client)
-            if workers:
-                client.wait_for_workers(workers, _START_SECONDS)
-        except (OSError, RuntimeError, ValueError) as error:
-            where = f"at {address}" if address else "of this machine"
-            raise ClusterError(
-                f"There is no Dask cluster {where}: {said(error).rstrip('.')}. Start one with "
-                f"`dask scheduler` and `dask worker`, or use {setting(executor='processes')}."
-            ) from error
-        return client
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function in the next worker that is free."""
@@ -195,8 +174,10 @@ class Dask(Executor):
         Workers get it from each other, and no worker answers while its filler keeps the GIL.
         """
         with contextlib.suppress(Exception):  # the calls get it later, or say what is wrong
-            if self._client.nthreads(callback_timeout=_ANSWER_SECONDS):
-                self._client.replicate([there], callback_timeout=_SPREAD_SECONDS)
+            if self._connection.ask(self._client.nthreads, _ANSWER_SECONDS):
+                self._connection.ask(
+                    lambda: self._client.replicate([there]), _SPREAD_SECONDS, refuse_if_asked
+                )
 
     def _first_end(self, future: Future[Any], call: _Call, task: Future[Any]) -> None:
         """Hand on how a task ended, or try it again where it may have died for another."""
@@ -248,7 +229,7 @@ class Dask(Executor):
         """Say what to look at where no function begins."""
         scheduler = f"The Dask scheduler at {self._client.scheduler.address}"
         try:
-            workers = len(self._client.nthreads(callback_timeout=_ANSWER_SECONDS))
+            workers = len(self._connection.ask(self._client.nthreads, _ANSWER_SECONDS))
         except Exception as error:  # noqa: BLE001 -- whatever a lost connection raises
             return f"{scheduler} does not answer ({said(error)}): look at its log."
         if not workers:
@@ -272,7 +253,9 @@ class Dask(Executor):
     def stop(self) -> None:
         """Cancel what waits and what comes, and leave after the blocks in hand."""
         self._cancelled = True
-        while any(told := self._tell(_stop_here)) or not all(f.done() for f in self._futures):
+        while any(told := self._tell(_stop_here, patient=True)) or not all(
+            f.done() for f in self._futures
+        ):
             if not told:  # there is no worker that could end what waits
                 self._cancel()
             time.sleep(_LOOK_SECONDS)
@@ -289,16 +272,25 @@ class Dask(Executor):
         for future in list(self._futures):
             future.cancel()
 
-    def _tell(self, what: Callable[[str], int]) -> list[int]:
-        """Call a function in each worker; return what they say, as far as they are there."""
-        with contextlib.suppress(Exception):  # the scheduler is dying
-            return list(self._client.run(what, self._run, on_error="ignore").values())
+    def _tell(self, what: Callable[[str], int], *, patient: bool = False) -> list[int]:
+        """Call a function in each worker; return what they say, as far as they are there.
+
+        A worker whose filler keeps the GIL does not answer. A patient caller waits for it as
+        long as the scheduler answers.
+        """
+        with contextlib.suppress(Exception):  # the scheduler is gone, or does not answer
+            answer = self._connection.begin(
+                lambda: self._client.run(what, self._run, on_error="ignore")
+            )
+            while patient and not _wait([answer], _ANSWER_SECONDS).done:
+                self._connection.ask(self._client.nthreads, _ANSWER_SECONDS)
+            return list(answer.result(_ANSWER_SECONDS).values())
         return []
 
     def _leave(self) -> None:
         self._tell(_forget_here)
         self._again.shutdown(cancel_futures=True)
-        self._closing.close()
+        self._connection.close()
 
 
 def _any_size() -> contextlib.AbstractContextManager[object]:

@@ -17,7 +17,7 @@ from flowmap.errors import FlowmapError, ForeignFileError
 from flowmap.findings import Finding, guarded, refused
 from flowmap.job import read_job
 from flowmap.lease import holder
-from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
+from flowmap.machine import NETWORK_FILE_SYSTEMS, available_cpus, file_system_type
 from flowmap.records import FINISHED
 from flowmap.sidecar import absolute
 from flowmap.storage import PAGE
@@ -55,6 +55,7 @@ def examine(path: str | os.PathLike[str] | None = None) -> list[Finding]:
         *guarded("packages", versions),
         *guarded("settings", prefect),
         *guarded("folder", functools.partial(_place, path)),
+        *guarded("processors", _processors),
         *guarded("memory", _memory),
         *guarded("open files", _open_files),
         *guarded("file size", functools.partial(_file_size, path)),
@@ -155,6 +156,16 @@ def _lease(target: Target) -> Iterator[Finding]:
         "note",
         f"The run {run} does not hold the job: it ended, or its lease is a minute old.",
         "Run the job again, which takes it over: what is done is kept.",
+    )
+
+
+def _processors() -> Iterator[Finding]:
+    """Report how many workers a run has by itself."""
+    yield Finding(
+        "processors",
+        "ok",
+        f"This process may use {available_cpus()} of {os.cpu_count()} processors, by its "
+        "affinity, its cgroup and its batch system.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import getpass
 import os
@@ -24,6 +25,36 @@ _STATFS: Final = ctypes.c_long * 32
 """More than `struct statfs` takes on any processor; its first field, a long, is `f_type`."""
 
 _LIBC: Final = ctypes.CDLL(None)
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_CGROUPS_OF_PROCESS: Final = Path("/proc/self/cgroup")
+
+_CPU_VARIABLES: Final = (
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_CPUS_ON_NODE",
+    "NSLOTS",  # of Grid Engine
+    "NCPUS",  # of PBS Professional
+    "PBS_NCPUS",
+    "PBS_NUM_PPN",  # of Torque
+    "LSB_DJOB_NUMPROC",  # of LSF
+    "PYTHON_CPU_COUNT",
+    "LOKY_MAX_CPU_COUNT",
+)
+"""Variables that say how many processors a job has on this host, or by which a user says so."""
+
+_THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Variables by which libraries know how many threads to use. They read them when they load."""
+
+_MOST_OF_NUMEXPR: Final = 64
+"""NumExpr prints an error when it is told to use more."""
 
 
 def is_on_network(path: str | os.PathLike[str]) -> bool:
@@ -61,10 +92,71 @@ def file_system(path: str | os.PathLike[str]) -> tuple[str, frozenset[str]] | No
 
 
 def available_cpus() -> int:
-    """Return how many processors this process may use."""
+    """Return how many processors this process may use.
+
+    That is the least of its affinity, the quota of its cgroups, as in a container, and what a
+    batch system or the user gave it by a variable.
+    """
+    counted = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # Python 3.13: -X cpu_count
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        counted = min(counted, len(os.sched_getaffinity(0)))
+    limits = [_cgroup_cpus(), *map(_number, _CPU_VARIABLES)]
+    return max(1, min([counted, *filter(None, limits)]))
+
+
+def thread_limits(workers: int) -> dict[str, str]:
+    """Return variables that keep the threads of worker processes within the processors.
+
+    Otherwise each of N workers multiplies matrices by as many threads as there are processors.
+    What the user has set stays, and OMP_NUM_THREADS is the number for all that is not set.
+
+    Args:
+        workers: How many processes share the processors.
+    """
+    threads = _number("OMP_NUM_THREADS") or max(1, available_cpus() // workers)
+    limits = dict.fromkeys(_THREAD_VARIABLES, threads)
+    limits["NUMEXPR_NUM_THREADS"] = min(threads, _MOST_OF_NUMEXPR)
+    return {name: str(n) for name, n in limits.items() if not os.environ.get(name)}
+
+
+def _number(variable: str) -> int:
+    """Return the number that a variable is set to, or 0 if it is not a number."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _cgroup_cpus() -> int | None:
+    """Return how many processors the cgroups of this process allow, rounded up, if any says.
+
+    Each cgroup above its own limits it as well. A container may see the path that its cgroup
+    has on the host, but only its own folder: what is not there is passed over.
+    """
+    try:
+        lines = _CGROUPS_OF_PROCESS.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)  # cgroups(7); none of version 2
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for root in (controllers, "cpu" if controllers else "unified"):
+            for depth in range(len(parts) + 1):
+                found += _quota(_CGROUPS.joinpath(root, *parts[:depth]))
+    return min(found, default=None)
+
+
+def _quota(folder: Path) -> list[int]:
+    """Return how many processors one cgroup allows, rounded up, if it says so."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = map(int, (folder / "cpu.max").read_text().split())  # or "max"
+        return [-(-quota // period)]
+    with contextlib.suppress(OSError, ValueError):
+        quota = int((folder / "cpu.cfs_quota_us").read_text())  # version 1; -1 for no quota
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return [-(-quota // period)] if quota > 0 else []
+    return []
 
 
 def umask() -> int:

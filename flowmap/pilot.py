@@ -110,7 +110,7 @@ def pilot(target: Target, work: Work, workers: int | None = None) -> Pilot:
         plan=job.plan,
         block_rows=job.block_rows,
         row_bytes=job.layout.row_bytes,
-        measured=_measured(job, segments, work),
+        measured=_measured(job, segments, work, asked),
         pending=pending,
         room=_room(job),
         workers=asked,
@@ -144,8 +144,8 @@ def _room(job: Job) -> Room:
     )
 
 
-def _measured(job: Job, segments: list[Segment], work: Work) -> Measured:
-    """Measure one block of the middle segment, in a process of its own."""
+def _measured(job: Job, segments: list[Segment], work: Work, workers: int) -> Measured:
+    """Measure one block of the middle segment, in a process like one of so many workers."""
     middle = len(segments) // 2
     segment = segments[middle]
     second = _second(job, segment, segments[middle + 1 :] + segments[:middle])
@@ -157,7 +157,7 @@ def _measured(job: Job, segments: list[Segment], work: Work) -> Measured:
             f"({said(error).rstrip('.')}). Pass what can be pickled."
         ) from error
     check_prerequisites("processes", 1)
-    pool = Processes(1, tries=1)
+    pool = Processes(1, tries=1, sharing=workers)
     try:
         began = time.perf_counter()
         future = pool.submit(_measure, segment, job, second, packed)

@@ -68,8 +68,11 @@ def check_may_start() -> None:
         )
 
 
-def new_pool() -> ProcessPoolExecutor:
+def new_pool(limits: dict[str, str]) -> ProcessPoolExecutor:
     """Return a pool of one worker process, which starts at the first submission.
+
+    Args:
+        limits: Variables of its environment, as `thread_limits` returns them.
 
     Raises:
         StorageError: There is no semaphore to be had.
@@ -81,7 +84,7 @@ def new_pool() -> ProcessPoolExecutor:
             job_reducers={CodeType: reduce_code},
             initializer=prepare_worker,
             initargs=(os.getpid(),),
-            env=variables,
+            env=variables | limits,
         )
     except OSError as error:
         if error.errno in _TOO_MANY_FILES or sys.platform != "linux":

@@ -23,6 +23,7 @@ from weakref import WeakSet
 from loky.process_executor import ProcessPoolExecutor, ShutdownExecutorError
 
 from flowmap.errors import FillerNotFoundError, StoppedError, WorkerDiedError, cut
+from flowmap.machine import thread_limits
 from flowmap.parcels import Packing, call_with_kept, keep
 from flowmap.segments import Segment
 from flowmap.stopping import shield_children
@@ -88,6 +89,7 @@ class Processes(Executor):
     Args:
         workers: How many.
         tries: How often a task is tried whose worker dies.
+        sharing: How many workers share the processors; None for as many as these are.
 
     Attributes:
         processes: How many there are.
@@ -96,9 +98,10 @@ class Processes(Executor):
         InvalidArgumentError, StorageError: No worker can be started here.
     """
 
-    def __init__(self, workers: int, tries: int = TRIES) -> None:
+    def __init__(self, workers: int, tries: int = TRIES, sharing: int | None = None) -> None:
         check_may_start()
         self.processes = workers
+        self._limits = thread_limits(sharing or workers)
         self._tries = tries
         self._idle: queue.SimpleQueue[ProcessPoolExecutor | None] = queue.SimpleQueue()
         self._pools: dict[ProcessPoolExecutor, str | None] = {}  # with the work that it has
@@ -201,7 +204,7 @@ class Processes(Executor):
         with self._guard:
             if self._ended or self._cancelled:
                 raise CancelledError
-            pool = new_pool()
+            pool = new_pool(self._limits)
             self._pools[pool] = None
             return pool
 

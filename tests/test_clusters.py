@@ -33,6 +33,7 @@ from support import (
 )
 
 import flowmap
+from flowmap import clusters, dask_connection
 from flowmap.clusters import _RUNS, Dask
 from flowmap.errors import (
     ClusterError,
@@ -190,6 +191,7 @@ def test_what_kills_its_worker_fails_alone(
 
 BESIDE = """
 import flowmap
+from flowmap import clusters, dask_connection
 
 with flowmap.executor("dask", workers=1) as pool:
     print(pool.submit(abs, -1).result())
@@ -447,3 +449,21 @@ def test_limits_travel_with_the_work(
     ):
         pool.submit(fill_work, target.segments[0], work).result()
     assert states(target) == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("way", ["stop", "end"])
+def test_a_scheduler_that_does_not_answer(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left all the same: what waits for it has an end."""
+    monkeypatch.setattr(clusters, "_ANSWER_SECONDS", 1)
+    monkeypatch.setattr(dask_connection, "CLOSE_SECONDS", 1)
+    with cluster(tmp_path) as (address, processes):
+        pool = Dask(0, address)
+        future = pool.submit(time.sleep, 600)
+        processes[0].send_signal(signal.SIGSTOP)
+        ending = threading.Thread(target=getattr(pool, way), daemon=True)
+        ending.start()
+        ending.join(timeout=60)
+        assert not ending.is_alive()
+        assert future.cancelled()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ALWAYS = (
     *("python", "packages", "prefect", "fastapi", "plugins", "server"),
     *("folder", "file system", "lock", "reservation", "links", "attributes"),
-    *("space", "inodes", "memory", "open files", "file size"),
+    *("space", "inodes", "processors", "memory", "open files", "file size"),
 )
 """What is found of a folder in the file system of the tests, where nothing is wrong."""
 
@@ -779,7 +779,7 @@ class TestTarget:
         """A target, pending, half filled or sealed."""
         before = snapshot(target.path)
         found = examined(target)
-        assert tuple(found) == (*ALWAYS[:-3], "target", "reserved", "lease", *ALWAYS[-3:])
+        assert tuple(found) == (*ALWAYS[:-4], "target", "reserved", "lease", *ALWAYS[-4:])
         assert "4 segments, 0 of them filled" in found["target"].found
         assert found["reserved"].found == "What is left to fill has its space."
         assert found["lease"].found == "No run is filling it."

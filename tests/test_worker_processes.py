@@ -65,7 +65,7 @@ def test_too_many_open_files_are_no_fault_of_semaphores(
 
     monkeypatch.setattr(SEMAPHORES, "_SemLock", refuse)
     with pytest.raises(OSError, match="too many") as caught:
-        new_pool()
+        new_pool({})
     assert type(caught.value) is OSError
 
 
