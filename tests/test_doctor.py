@@ -135,7 +135,7 @@ class TestWhole:
                 from flowmap.doctor import examine
                 names = [finding.name for finding in examine(sys.argv[1])]
                 assert "plugins" in names
-                assert not {"prefect", "pydantic", "loky"} & set(sys.modules)
+                assert not {"prefect", "pydantic", "dask"} & set(sys.modules)
                 """,
                 tmp_path,
             )
@@ -217,15 +217,15 @@ class TestVersions:
         real = importlib.metadata.version
 
         def version(name: str) -> str:
-            if name in ("prefect", "loky"):
+            if name in ("prefect", "xxhash"):
                 raise importlib.metadata.PackageNotFoundError(name)
             return real(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         found = examined()
-        assert tuple(found)[:4] == ("python", "loky", "prefect", "fastapi")
-        assert found["loky"].found == "loky is not installed."
-        assert troubles() == {"loky", "prefect"}
+        assert tuple(found)[:4] == ("python", "prefect", "xxhash", "fastapi")
+        assert found["xxhash"].found == "xxhash is not installed."
+        assert troubles() == {"xxhash", "prefect"}
 
     def test_flowmap_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where flowmap is only imported, the line installs it."""
