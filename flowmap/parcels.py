@@ -6,10 +6,8 @@ one segment to the next, as it does in a module that is imported.
 
 from __future__ import annotations
 
-import inspect
 import os
 import socket
-import sys
 import threading
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final
@@ -25,8 +23,6 @@ from flowmap.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from flowmap.fillers import Filler
 
 
 class Parcel:
@@ -125,19 +121,8 @@ def keep(parcel: Parcel, name: str) -> None:
     """Load a work in this worker process, and keep it in place of the last one."""
     _KEPT.clear()
     work = parcel.load(name)
-    _lend_to_main(work.function)
+    pickling.lend_to_main(work.function)
     _KEPT.append(work)
-
-
-def _lend_to_main(filler: Filler) -> None:
-    """Let `pickle` find the functions of a script by name: in a `multiprocessing.Pool`, say.
-
-    A filler of a script travels with those that it calls, but not into this `__main__`.
-    """
-    names = getattr(inspect.unwrap(filler), "__globals__", {})
-    if names.get("__name__") == "__main__":
-        named = {name: value for name, value in names.items() if not name.startswith("__")}
-        vars(sys.modules["__main__"]).update(named)
 
 
 def call_with_kept(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -51,19 +51,19 @@ def _limits() -> Iterator[str]:
         yield f"{most_here} for this container or batch job (pids.max of its cgroup)"
 
 
-def _pids_max() -> int | None:
+def _pids_max(groups: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> int | None:
     """Return the least limit of the control groups that this process is in."""
     found = []
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = groups.read_text().splitlines()
     except OSError:  # not Linux
         return None
     for line in lines:  # cgroups(7): "0::/path", or "4:pids:/path" in version 1
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "pids"):
             continue
-        folder = _CGROUPS / controllers / path.lstrip("/")
-        while folder.is_relative_to(_CGROUPS):
+        folder = root / controllers / path.lstrip("/")
+        while folder.is_relative_to(root):
             with contextlib.suppress(OSError, ValueError):  # the root has none; "max"
                 found.append(int((folder / "pids.max").read_text()))
             folder = folder.parent

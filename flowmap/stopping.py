@@ -71,11 +71,19 @@ def prepare_worker(mask: Iterable[int]) -> None:
     """
     for number in SIGNALS:
         _handle(number, _note)
-    # No SIG_IGN: programs that a filler starts would ignore Ctrl-C, too.
-    _handle(signal.SIGINT, _take_no_notice)
-    for number in (*SIGNALS, signal.SIGINT):
         signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
+    take_no_notice_of([signal.SIGINT])
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def take_no_notice_of(numbers: Iterable[int]) -> None:
+    """Let signals do nothing to this process, from now on.
+
+    Not by SIG_IGN: the programs that a filler starts would ignore them, too.
+    """
+    for number in numbers:
+        _handle(number, _take_no_notice)
+        signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
 
 
 @contextlib.contextmanager

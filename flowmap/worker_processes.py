@@ -261,6 +261,8 @@ def _answer(name: str, packed: bytes) -> bytes:
     """Make a call; return its result, or its error with the traceback, pickled."""
     try:
         fn, args, kwargs = loaded(packed, name)
+        for value in (fn, *args, *kwargs.values()):
+            pickling.lend_to_main(value)
         return pickling.dumps((fn(*args, **kwargs), None, ""))
     except BaseException as error:  # noqa: BLE001 -- the parent's to handle
         text = traceback_text(error)

@@ -12,7 +12,6 @@ import platform
 import signal
 import socket
 import sqlite3
-import sys
 import threading
 import time
 from pathlib import Path
@@ -131,8 +130,7 @@ class TestWhole:
         done = run(
             script(
                 """
-                import sys
-                from flowmap.doctor import examine
+                                from flowmap.doctor import examine
                 names = [finding.name for finding in examine(sys.argv[1])]
                 assert "plugins" in names
                 assert not {"prefect", "pydantic", "dask"} & set(sys.modules)
@@ -223,7 +221,7 @@ class TestVersions:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         found = examined()
-        assert tuple(found)[:4] == ("python", "prefect", "xxhash", "fastapi")
+        assert tuple(found)[:4] == ("python", "xxhash", "prefect", "fastapi")
         assert found["xxhash"].found == "xxhash is not installed."
         assert troubles() == {"xxhash", "prefect"}
 
@@ -598,8 +596,7 @@ class TestFolder:
         """A folder without the permission to write is trouble, and it is said whose it is."""
         command = script(
             """
-            import sys
-            from flowmap.doctor import examine
+                        from flowmap.doctor import examine
             for finding in examine(sys.argv[1]):
                 if finding.name == "folder":
                     print(finding.level, finding.remedy)
@@ -845,15 +842,7 @@ class TestLimits:
         assert "19.5 KiB at most" in of_target[1]["found"]
         assert of_target[1]["remedy"] == "ulimit -f unlimited"
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps them in a folder")
-    def test_semaphores(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Worker processes need /dev/shm."""
-        monkeypatch.setattr(doctor, "SEMAPHORES", tmp_path / "no")
-        finding = examined()["memory"]
-        assert finding.level == "note"
-        assert "threads" in finding.remedy
-
     def test_no_temporary_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And a folder for temporary files."""
+        """Workers need a folder for temporary files."""
         monkeypatch.setattr("tempfile.gettempdir", fail(FileNotFoundError("none")))
         assert "TMPDIR" in examined()["memory"].remedy
