@@ -5,6 +5,7 @@ Dask calls `dask_setup` of it as its documentation says under "Customize initial
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -27,4 +28,5 @@ def dask_setup(server: Any) -> None:
     take_no_notice_of(SHIELDED)  # in a nanny, too: multiprocessing lifts what was blocked
     if isinstance(server, Worker):
         forget_safe_path()
+        multiprocessing.current_process().daemon = False  # so that a filler may start some
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SHIELDED)

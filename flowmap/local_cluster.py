@@ -30,8 +30,6 @@ def local_cluster(workers: int) -> Any:
     with _inherited(
         PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)),
         DASK_LOGGING__DISTRIBUTED="critical",
-        # A daemonic process could start none for a filler; these end with their parent anyway.
-        DASK_DISTRIBUTED__WORKER__DAEMON="false",
         # It would drop a work that workers have got and not begun with: `Dask._spread`.
         DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START="false",
         **safe_path(),

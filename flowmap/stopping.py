@@ -195,12 +195,16 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Handle signals as this process would without flowmap: it is a child of the filler's."""
+    """Handle signals as a child of the filler's would without flowmap.
+
+    Nor does it have the handler of Prefect's that `stoppable` replaces: this raises an
+    exception, which is lost where a signal comes at once, in the hooks of the fork.
+    """
     if _second_signal.cache_info().currsize:
         _second_signal().leave_signals()  # no signal of its own counts as one of its parent's
         _second_signal.cache_clear()
     for number, handler in _BEFORE.items():
-        signal.signal(number, handler)
+        signal.signal(number, signal.SIG_DFL if number in SIGNALS else handler)
     _BEFORE.clear()
     _ASKED.clear()
     _after_fork()

@@ -238,7 +238,7 @@ def _prepare(
         sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec(name, None)
     if file:
         sys.modules["__main__"].__file__ = file
-    if not faulthandler.is_enabled():
+    if sys.stderr is not None and not faulthandler.is_enabled():
         faulthandler.enable()
         os.register_at_fork(after_in_child=faulthandler.disable)
 

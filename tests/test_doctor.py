@@ -130,7 +130,8 @@ class TestWhole:
         done = run(
             script(
                 """
-                                from flowmap.doctor import examine
+                import sys
+                from flowmap.doctor import examine
                 names = [finding.name for finding in examine(sys.argv[1])]
                 assert "plugins" in names
                 assert not {"prefect", "pydantic", "dask"} & set(sys.modules)
@@ -596,7 +597,8 @@ class TestFolder:
         """A folder without the permission to write is trouble, and it is said whose it is."""
         command = script(
             """
-                        from flowmap.doctor import examine
+            import sys
+            from flowmap.doctor import examine
             for finding in examine(sys.argv[1]):
                 if finding.name == "folder":
                     print(finding.level, finding.remedy)
