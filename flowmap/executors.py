@@ -197,7 +197,8 @@ def fill(
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
         MissingExtraError, ClusterError: There is no Dask, or no cluster.
-        InvalidArgumentError: The system starts no more processes or threads.
+        InvalidArgumentError, StorageError: The system starts no more processes or threads, or
+            opens no more files.
         OtherJobError: The target was allocated anew since it was opened.
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be;
             or no filler is given, and none recorded.

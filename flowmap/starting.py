@@ -38,7 +38,7 @@ def cannot_start(what: str, error: BaseException) -> InvalidArgumentError:
     """
     limits = " and ".join(_limits()) or "what the system has memory for"
     return InvalidArgumentError(
-        f"Cannot start {what} ({error}). The limit is {limits}. Pass smaller "
+        f"Cannot start {what} ({error}). The system allows {limits}. Pass smaller "
         f"{option('workers')}, end other processes, or have the limit raised."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import importlib.machinery
 import multiprocessing
@@ -15,12 +16,12 @@ import time
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import cloudpickle
 
 from flowmap import pickling, stopping
-from flowmap.errors import FlowmapError, said
+from flowmap.errors import FlowmapError, said, storage_error
 from flowmap.parcels import loaded
 from flowmap.tracebacks import RemoteTraceback, traceback_text
 
@@ -78,6 +79,7 @@ class WorkerProcess:
 
     Raises:
         WorkerNotStartedError: The system starts no more processes.
+        StorageError: Too many files are open, or Python is gone.
 
     Attributes:
         has: The key of the parcel that it was sent last.
@@ -96,7 +98,9 @@ class WorkerProcess:
                     _command(theirs.fileno()), pass_fds=(theirs.fileno(), tracker)
                 )
         except OSError as error:
-            raise WorkerNotStartedError(error.strerror) from error
+            if error.errno in (errno.EAGAIN, errno.ENOMEM):
+                raise WorkerNotStartedError(error.strerror) from error
+            raise storage_error(error, "cannot start a worker", sys.executable) from error
         self.pid = self._process.pid
         self._pipe = ours
         with contextlib.suppress(OSError):  # it has died already, which its first call finds
@@ -118,11 +122,11 @@ class WorkerProcess:
         """
         packed = pickling.dumps((fn, args, kwargs))
         try:
-            self._pipe.send(name)
-            self._pipe.send_bytes(packed)
-            if not self._is_ready:
+            if not self._is_ready:  # before what may not fit into the pipe
                 self._receive()
                 self._is_ready = True
+            self._pipe.send(name)
+            self._pipe.send_bytes(packed)
             answer = self._receive()
         except (EOFError, OSError):
             raise self._gone() from None
@@ -205,7 +209,7 @@ def _tracker() -> int:
         variables = safe_path()
         os.environ.update(variables)
         try:
-            return resource_tracker.getfd() or 0
+            return cast("int", resource_tracker.getfd())
         finally:
             for name in variables:
                 del os.environ[name]

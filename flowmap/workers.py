@@ -112,7 +112,7 @@ class Processes(Executor):
         processes: How many there are.
 
     Raises:
-        InvalidArgumentError: No worker can be started here.
+        InvalidArgumentError, StorageError: No worker can be started here.
     """
 
     def __init__(self, workers: int, tries: int = TRIES) -> None:
@@ -167,10 +167,6 @@ class Processes(Executor):
     def ended(self) -> bool:
         """Whether it was stopped or ended, so that what was cancelled is no failure."""
         return self._cancelled
-
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers that run now."""
-        return [seat.worker.pid for seat in list(self._seats) if seat.worker is not None]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers when they have done what was submitted."""

@@ -445,7 +445,7 @@ def test_second_ctrl_c_ends_all_workers() -> None:
     """One that comes while the workers are being ended leaves none of them."""
     pool = Processes(2)
     futures = [pool.submit(time.sleep, 600) for _ in range(2)]
-    while len(workers := pool.workers()) < 2:
+    while len(workers := [s.worker.pid for s in pool._seats if s.worker is not None]) < 2:
         time.sleep(0.01)
 
     def pressed(_: object) -> None:

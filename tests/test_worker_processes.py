@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 from support import environment, ramp, script, states, until_gone
 
 import flowmap
-from flowmap.errors import WorkerDiedError
+from flowmap.errors import StorageError, WorkerDiedError
 from flowmap.starting import _pids_max
 from flowmap.workers import Processes
 
@@ -103,7 +104,7 @@ def test_few_processes(tmp_path: Path, kind: str) -> None:
     assert told[-1][1] == "filled"
     for most, what, text in told:
         if what == "refused":
-            assert f"The limit is {most} processes and threads for this user" in text
+            assert f"The system allows {most} processes and threads for this user" in text
             assert "smaller workers" in text
         else:
             assert text == str(["done"] * 8)
@@ -121,6 +122,18 @@ def test_limit_of_a_control_group(tmp_path: Path) -> None:
         (folder / "pids.max").write_text("20\n")
         assert _pids_max(groups, tmp_path / "root") == 20
         (folder / "pids.max").unlink()
+
+
+def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another limit is told by its own name."""
+
+    def refuse(*_: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(StorageError, match=os.strerror(errno.EMFILE)) as caught:
+        Processes(1)
+    assert caught.value.errno == errno.EMFILE
 
 
 HIDDEN = """
