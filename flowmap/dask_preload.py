@@ -5,6 +5,7 @@ Dask calls `dask_setup` of it as its documentation says under "Customize initial
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from distributed import Worker
 
 from flowmap.local_cluster import SHIELDED
+from flowmap.stopping import take_no_notice_of
 from flowmap.worker_processes import die_with, forget_safe_path
 
 
@@ -23,13 +25,8 @@ def dask_setup(server: Any) -> None:
     since the programs that a filler starts inherit what is blocked or ignored.
     """
     die_with(os.getppid())
-    for number in SHIELDED:  # in a nanny, too: multiprocessing lifts what was blocked
-        signal.signal(number, _take_no_notice)
-        signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
+    take_no_notice_of(SHIELDED)  # in a nanny, too: multiprocessing lifts what was blocked
     if isinstance(server, Worker):
         forget_safe_path()
+        multiprocessing.current_process().daemon = False  # so that a filler may start some
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SHIELDED)
-
-
-def _take_no_notice(*_: Any) -> None:
-    pass

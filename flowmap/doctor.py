@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import resource
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +21,6 @@ from flowmap.records import FINISHED
 from flowmap.sidecar import absolute
 from flowmap.storage import PAGE
 from flowmap.target import Target, open_target
-from flowmap.wording import setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Finding", "examine"]
-
-SEMAPHORES: Final = Path("/dev/shm")  # noqa: S108 -- nothing is written there
-"""Where Linux keeps the semaphores of worker processes; see sem_overview(7)."""
 
 _FEWEST_OPEN: Final = 1024  # descriptors: what any Linux gives at least
 
@@ -177,16 +172,7 @@ def _memory() -> Iterator[Finding]:
         found = "No folder for temporary files can be written to."
         yield Finding("memory", "note", found, "export TMPDIR=/a/folder/of/yours")
         return
-    if sys.platform == "linux" and not os.access(SEMAPHORES, os.W_OK | os.X_OK):
-        yield Finding(
-            "memory",
-            "note",
-            f"{SEMAPHORES} is missing or not writable, so that no worker process starts.",
-            f"Pass {setting(executor='threads')}, or have it mounted: "
-            "mount -t tmpfs tmpfs /dev/shm",
-        )
-    else:
-        yield Finding("memory", "ok", "Worker processes find what they need.")
+    yield Finding("memory", "ok", "Worker processes find what they need.")
 
 
 def _open_files() -> Iterator[Finding]:

@@ -167,10 +167,10 @@ def fill(
     Where all are done nothing is written, so that the disk may be read-only.
 
     One segment that fails does not stop the others. Ctrl-C ends the workers; what was done
-    is kept, and calling again goes on from there. On SIGTERM or SIGUSR1, which a batch system
-    sends before its time limit, each worker finishes its block and makes it durable, and the
-    process exits with 75: in the main thread, and where nobody else handles them. A second
-    SIGTERM ends the process, and its workers, at once.
+    is kept, and calling again goes on from there. On SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU,
+    which batch systems send before a time limit, each worker finishes its block and makes it
+    durable, and the process exits with 75: in the main thread, and where nobody else handles
+    them. A second SIGTERM ends the process, and its workers, at once.
 
     Args:
         target: The target, or its path.
@@ -200,8 +200,8 @@ def fill(
         OtherWorkError: The job is pinned to other work, or part of it was done by other work.
         JobBusyError: Another run is filling the job.
         MissingExtraError, ClusterError: There is no Dask, or no cluster.
-        InvalidArgumentError, StorageError: No worker process can be started: this one is
-            daemonic, or there is no writable /dev/shm.
+        InvalidArgumentError, StorageError: The system starts no more processes or threads, or
+            opens no more files.
         OtherJobError: The target was allocated anew since it was opened.
         WrongTypeError, InvalidArgumentError, FillerNotFoundError: An argument that cannot be;
             or no filler is given, and none recorded.

@@ -222,7 +222,7 @@ def _leased_if_needed(
 
 @contextlib.contextmanager
 def _ended_for_now() -> Iterator[None]:
-    """Exit with 75 on SIGTERM, of which Prefect makes an exception, and on SIGUSR1.
+    """Exit with 75 on SIGTERM, of which Prefect makes an exception, and the like.
 
     Not in a deployed run: whoever ends that, as by the button, wants it ended.
     """

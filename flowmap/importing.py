@@ -24,25 +24,13 @@ _IMPORTING: Final[ContextVar[bool]] = ContextVar("_IMPORTING", default=False)
 
 
 @contextlib.contextmanager
-def importing(*, now: bool = True) -> Iterator[None]:
-    """Refuse to allocate and to fill in this thread for a `with` block.
-
-    Args:
-        now: Whether to refuse; False lifts a refusal for the block.
-    """
-    before = _IMPORTING.set(now)
+def importing() -> Iterator[None]:
+    """Refuse to allocate and to fill in this thread for a `with` block."""
+    before = _IMPORTING.set(True)
     try:
         yield
     finally:
         _IMPORTING.reset(before)
-
-
-def refuse_between_calls() -> None:
-    """Refuse from now on in this thread of a worker, which loads fillers between its calls.
-
-    Each call is made with `importing(now=False)`.
-    """
-    _IMPORTING.set(True)
 
 
 def check_not_importing(doing: str) -> None:

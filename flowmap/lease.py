@@ -18,6 +18,7 @@ from flowmap.machine import host_name, is_alive, machine_id, process_started
 from flowmap.overtaken import what_is_there
 from flowmap.publication import remove_stale
 from flowmap.sidecar import FORMAT, Sidecar
+from flowmap.starting import start
 from flowmap.stopping import refuse_if_asked
 from flowmap.storage import NotRegularError, file_system_time, sync_folder, unlink
 
@@ -172,6 +173,7 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
         LockTimeoutError: The header lock was held too long.
         StoppedError: The process was asked to stop while it watched an old lease.
         StorageError: The lease cannot be written.
+        InvalidArgumentError: The system allows no more threads.
     """
     now = time.time()
     token = secrets.token_hex(16)
@@ -195,7 +197,7 @@ def leased(job: Job, name: str, run: str = "") -> Iterator[Lease]:
     _HELD.add(token)
     try:  # from before the lease is written, so that Ctrl-C never leaves it behind
         _take(job, document)
-        thread.start()
+        start(thread)
         yield lease
     finally:
         lease.stop()

@@ -120,7 +120,9 @@ _KEPT: Final[list[Work]] = []
 def keep(parcel: Parcel, name: str) -> None:
     """Load a work in this worker process, and keep it in place of the last one."""
     _KEPT.clear()
-    _KEPT.append(parcel.load(name))
+    work = parcel.load(name)
+    pickling.lend_to_main(work.function)
+    _KEPT.append(work)
 
 
 def call_with_kept(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

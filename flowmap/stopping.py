@@ -1,8 +1,10 @@
-"""Being asked to stop: what SIGTERM and SIGUSR1 do to a process that fills.
+"""Being asked to stop: what SIGTERM, and the like, does to a process that fills.
 
 A batch system sends one of them some time before it kills. A fill then finishes its block,
 makes it durable and ends, so that nothing is lost but the waiting for the next job. A second
 SIGTERM ends the process at once, by the signal's default action.
+
+Processes that a filler forks handle signals as they would without flowmap.
 """
 
 from __future__ import annotations
@@ -17,18 +19,24 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flowmap.errors import StoppedError
+from flowmap.errors import InvalidArgumentError, StoppedError
+from flowmap.starting import start
 from flowmap.streams import fill_closed_streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""SIGTERM, and what batch systems send before a time limit: Slurm and LSF SIGUSR1 or SIGUSR2,
+Grid Engine SIGUSR1, SIGUSR2 and SIGXCPU. The kernel sends SIGXCPU at a limit of CPU time."""
 
 _ASKED: Final[list[int]] = []
 """The signals that asked. No `Event`: a second signal would wait for the lock of the first."""
+
+_BEFORE: Final[dict[int, Any]] = {}
+"""The signals that flowmap handles now, each with its handler before."""
 
 _SAME_SECONDS: Final = 0.2
 """SIGTERMs that are no further apart are one request: to a process, and to its group."""
@@ -53,20 +61,46 @@ def refuse_if_asked() -> None:
         raise _stopped()
 
 
-def note_signals() -> None:
-    """Let SIGTERM and SIGUSR1 ask this worker process to stop, from now on."""
-    for number in SIGNALS:
-        signal.signal(number, _note)
-        signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+def prepare_worker(mask: Iterable[int]) -> None:
+    """Let `SIGNALS` ask this worker process to stop, and ignore Ctrl-C, from now on.
 
+    A batch system sends its warning to every process of a job. Ctrl-C is the parent's to
+    handle, which sees each worker ended.
 
-def shield_children() -> None:
-    """Let no process that this thread starts be ended by a signal which asks to stop.
-
-    Workers do as `note_signals` says; loky's resource tracker shields itself from SIGTERM only.
+    Args:
+        mask: The signals that are blocked from now on: those that the parent has blocked.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    for number in SIGNALS:
+        _handle(number, _note)
+        signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
+    take_no_notice_of([signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def take_no_notice_of(numbers: Iterable[int]) -> None:
+    """Let signals do nothing to this process, from now on.
+
+    Not by SIG_IGN: the programs that a filler starts would ignore them, too.
+    """
+    for number in numbers:
+        _handle(number, _take_no_notice)
+        signal.siginterrupt(number, False)  # noqa: FBT003 -- the filler's own calls go on
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[set[int]]:
+    """Block `SIGNALS` for the processes that this thread starts in a `with` block.
+
+    Such a process loses none that comes before it has its handlers.
+
+    Yields:
+        The signals that this thread has blocked otherwise.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def killed_with_parent() -> bool:
@@ -98,7 +132,12 @@ class _SecondSignal:
         looking = threading.Thread(
             target=self._look, args=(reader,), name="flowmap-signals", daemon=True
         )
-        looking.start()
+        try:
+            start(looking)
+        except InvalidArgumentError:
+            os.close(reader)
+            os.close(self._writer)
+            raise
 
     def begin(self) -> None:
         """Look for signals from now on, unless an event loop of the main thread does."""
@@ -133,19 +172,59 @@ class _SecondSignal:
 _second_signal: Final = functools.cache(_SecondSignal)
 
 
-def _leave_pipe_to_parent() -> None:
-    """In a forked process: no signal that it gets may count as one of its parent's."""
+class _Fork(threading.local):
+    """What a thread has blocked while it forks."""
+
+    mask: set[int] | None = None
+
+
+_FORK: Final = _Fork()
+
+
+def _before_fork() -> None:
+    """Hold back what the child is sent before it has its own handlers.
+
+    Without that a `Process.terminate()` right after the start would be lost.
+    """
+    if _BEFORE:
+        _FORK.mask = signal.pthread_sigmask(signal.SIG_BLOCK, list(_BEFORE))
+
+
+def _after_fork() -> None:
+    if _FORK.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _FORK.mask)
+        _FORK.mask = None
+
+
+def _after_fork_in_child() -> None:
+    """Handle signals as a child of the filler's would without flowmap.
+
+    Nor does it have the handler of Prefect's that `stoppable` replaces: this raises an
+    exception, which is lost where a signal comes at once, in the hooks of the fork.
+    """
     if _second_signal.cache_info().currsize:
-        _second_signal().leave_signals()
+        _second_signal().leave_signals()  # no signal of its own counts as one of its parent's
         _second_signal.cache_clear()
+    for number, handler in _BEFORE.items():
+        signal.signal(number, signal.SIG_DFL if number in SIGNALS else handler)
+    _BEFORE.clear()
+    _ASKED.clear()
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_leave_pipe_to_parent)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+)
+
+
+def _handle(number: int, handler: Any) -> None:
+    _BEFORE[number] = signal.getsignal(number)
+    signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 ask this process to stop, for a `with` block; then exit with 75.
+    """Let `SIGNALS` ask this process to stop, for a `with` block; then exit with 75.
 
     So it is in the main thread, and for a signal that nobody else handles. The block sees by
     `is_asked` that it is to end, and does so in its own time. A second SIGTERM, a moment
@@ -155,20 +234,19 @@ def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
         instead_of: A handler that is replaced, too.
 
     Raises:
+        InvalidArgumentError: The system allows no more threads.
         SystemExit: It was asked to; the code is that of a failure that may go away
             (EX_TEMPFAIL of sysexits.h), by which a batch system knows to queue it again.
         StoppedError: Likewise, in a worker of `multiprocessing`, which is its pool's to end.
     """
-    taken = {}
+    taken: list[int] = []
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         ours = (signal.SIG_DFL, instead_of)
-        taken = {number: handler for number, handler in handlers.items() if handler in ours}
+        taken = [number for number in SIGNALS if signal.getsignal(number) in ours]
+    if signal.SIGTERM in taken:
+        _second_signal()  # which may fail
     try:
-        for number in taken:
-            signal.signal(number, _note)
-        if signal.SIGTERM in taken:
-            _second_signal().begin()
+        _take(taken)
         try:
             yield
         except Exception as error:
@@ -178,12 +256,24 @@ def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
         if taken and is_asked():
             raise _end()
     finally:
-        if signal.SIGTERM in taken:
-            _second_signal().end()
-        for number, handler in taken.items():
-            signal.signal(number, handler)
-        if taken:
-            _ASKED.clear()
+        _give_back(taken)
+
+
+def _take(taken: list[int]) -> None:
+    for number in taken:
+        _handle(number, _note)
+    if signal.SIGTERM in taken:
+        _second_signal().begin()
+
+
+def _give_back(taken: list[int]) -> None:
+    if signal.SIGTERM in taken:
+        _second_signal().end()
+    for number in taken:
+        signal.signal(number, _BEFORE[number])
+        del _BEFORE[number]
+    if taken:
+        _ASKED.clear()
 
 
 def _end(error: Exception | None = None) -> BaseException:
@@ -209,3 +299,7 @@ def exit_for_now() -> SystemExit:
 
 def _note(number: int, _: object) -> None:
     _ASKED.append(number)
+
+
+def _take_no_notice(*_: object) -> None:
+    pass

@@ -62,9 +62,10 @@ def fill_segment(
     An interrupted segment is taken up where its last good record left it. One that is
     done computes nothing. No lock is taken: whoever calls sees to it that one process at
     a time has a segment, and where two have it nevertheless, the later claim wins and the
-    other stops. On SIGTERM or SIGUSR1, which a batch system sends before its time limit, the
-    block in hand is finished, what is written is made durable, and the process exits with 75:
-    in the main thread, and where nobody else handles them. A second SIGTERM ends it at once.
+    other stops. On SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU, which batch systems send before a time
+    limit, the block in hand is finished, what is written is made durable, and the process exits
+    with 75: in the main thread, and where nobody else handles them. A second SIGTERM ends it at
+    once.
 
     Args:
         segment: From `target.segments` or `target.pending()`.

@@ -27,7 +27,7 @@ from support import oracle, script, start
 
 import flowmap
 from flowmap.errors import FlowmapError
-from flowmap.stopping import note_signals
+from flowmap.stopping import prepare_worker
 from flowmap.worker_processes import die_with
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def killed_at(nth: int, sprung: Path) -> None:
 
 def _prepare(parent: int) -> None:
     """Do in a worker of a pool of one's own what flowmap does in its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    note_signals()
+    prepare_worker(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     die_with(parent)
 
 

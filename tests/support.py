@@ -306,6 +306,7 @@ def gated(
 
 
 def _unloadable() -> Any:
+    time.sleep(0.1)  # one worker alone shall not have tried everything before others start
     raise ImportError("only where it was pickled")
 
 

@@ -12,7 +12,6 @@ import platform
 import signal
 import socket
 import sqlite3
-import sys
 import threading
 import time
 from pathlib import Path
@@ -137,7 +136,7 @@ class TestWhole:
                 from flowmap.doctor import examine
                 names = [finding.name for finding in examine(sys.argv[1])]
                 assert "plugins" in names
-                assert not {"prefect", "pydantic", "loky"} & set(sys.modules)
+                assert not {"prefect", "pydantic", "dask"} & set(sys.modules)
                 """,
                 tmp_path,
             )
@@ -219,15 +218,15 @@ class TestVersions:
         real = importlib.metadata.version
 
         def version(name: str) -> str:
-            if name in ("prefect", "loky"):
+            if name in ("prefect", "xxhash"):
                 raise importlib.metadata.PackageNotFoundError(name)
             return real(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         found = examined()
-        assert tuple(found)[:4] == ("python", "loky", "prefect", "fastapi")
-        assert found["loky"].found == "loky is not installed."
-        assert troubles() == {"loky", "prefect"}
+        assert tuple(found)[:4] == ("python", "xxhash", "prefect", "fastapi")
+        assert found["xxhash"].found == "xxhash is not installed."
+        assert troubles() == {"xxhash", "prefect"}
 
     def test_flowmap_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where flowmap is only imported, the line installs it."""
@@ -900,15 +899,7 @@ class TestLimits:
         assert "19.5 KiB at most" in of_target[1]["found"]
         assert of_target[1]["remedy"] == "ulimit -f unlimited"
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps them in a folder")
-    def test_semaphores(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Worker processes need /dev/shm."""
-        monkeypatch.setattr(doctor, "SEMAPHORES", tmp_path / "no")
-        finding = examined()["memory"]
-        assert finding.level == "note"
-        assert "threads" in finding.remedy
-
     def test_no_temporary_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And a folder for temporary files."""
+        """Workers need a folder for temporary files."""
         monkeypatch.setattr("tempfile.gettempdir", fail(FileNotFoundError("none")))
         assert "TMPDIR" in examined()["memory"].remedy

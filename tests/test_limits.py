@@ -38,12 +38,12 @@ def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLOWMAP_ROOT", raising=False)
 
 
-@pytest.fixture(params=["spawn", "loky", "threads"])
+@pytest.fixture(params=["spawn", "processes", "threads"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     """Open an executor whose worker has started, so that it has no root in its environment."""
     pools: dict[str, Any] = {
         "spawn": lambda: ProcessPoolExecutor(1, get_context("spawn")),
-        "loky": lambda: flowmap.executor("processes", 1),
+        "processes": lambda: flowmap.executor("processes", 1),
         "threads": lambda: ThreadPoolExecutor(1),
     }
     with pools[request.param]() as pool:

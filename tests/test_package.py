@@ -54,7 +54,7 @@ class TestImport:
         """`import flowmap` loads neither Prefect nor workers nor locks, nor even asyncio."""
         loaded = loaded_after("import flowmap")
         assert "flowmap" in loaded
-        assert not loaded & {"prefect", "loky", "filelock", "pydantic", "asyncio", "numpy"}
+        assert not loaded & {"prefect", "filelock", "pydantic", "asyncio", "numpy"}
 
     def test_core_knows_no_prefect(self, tmp_path: Path) -> None:
         """Every name of the core, and a whole job in threads, load no Prefect."""

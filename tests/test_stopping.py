@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, which a batch system sends before its time limit: nothing is lost."""
+"""SIGTERM, and what batch systems send before a time limit: nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flowmap.workers import Processes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 ROWS = 40
 
 FILL = """
@@ -101,7 +101,10 @@ def check_goes_on(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "whom"),
     [
-        *itertools.product(SIGNALS, ["processes", "threads", "segment"], ["run", "all"]),
+        *itertools.product(SIGNALS[:2], ["processes", "threads", "segment"], ["run", "all"]),
+        *((number, "processes", "all") for number in SIGNALS[2:]),
+        (signal.SIGUSR2, "segment", "run"),
+        (signal.SIGXCPU, "threads", "run"),
         (signal.SIGTERM, "dask", "all"),
         (signal.SIGUSR1, "dask", "run"),
     ],
@@ -252,7 +255,7 @@ def test_a_second_sigterm_ends_a_run_at_once(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_signal_of_a_forked_process_is_its_own() -> None:
-    """It does not count as the first of its parent, which has the same handlers."""
+    """It ends the child, and does not count as the first of its parent."""
     child = run(script(FORKED))
     assert child.returncode == 0, child.stderr
 
@@ -265,8 +268,8 @@ with stopping.stoppable():
     pid = os.fork()
     if pid == 0:
         os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(int(not stopping.is_asked()))
-    assert os.waitpid(pid, 0)[1] == 0
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
     time.sleep(2 * stopping._SAME_SECONDS)
     assert not stopping.is_asked()
     with open("/proc/self/status") as status:
@@ -339,7 +342,7 @@ READING = """
 import ctypes, os, sys
 from flowmap import stopping
 
-stopping.note_signals()
+stopping.prepare_worker([])
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
 print(ctypes.CDLL(None).read(0, ctypes.create_string_buffer(1), 1), stopping.is_asked())

@@ -89,7 +89,7 @@ def wait_for_blocks(run: subprocess.Popen[bytes], log: Path, count: int) -> None
 
 
 def workers_of(run: int) -> list[int]:
-    """Return the processes of a run that compute, as loky names them."""
+    """Return the processes of a run that compute."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -97,7 +97,7 @@ def workers_of(run: int) -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except OSError:  # it has ended
             continue
-        if int(parent) == run and b"popen_loky" in command:
+        if int(parent) == run and b"flowmap.worker_processes" in command:
             found.append(int(entry.name))
     return found
 

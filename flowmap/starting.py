@@ -1,0 +1,70 @@
+"""Starting threads and processes, and the error where the system allows no more of them."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flowmap.errors import InvalidArgumentError
+from flowmap.wording import option
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread.
+
+    Raises:
+        InvalidArgumentError: The system allows no more threads.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise cannot_start("a thread", error) from error
+
+
+def cannot_start(what: str, error: BaseException) -> InvalidArgumentError:
+    """Return the error for a thread or a process that the system does not start.
+
+    Args:
+        what: "a thread", "a worker process".
+        error: What the system says.
+    """
+    limits = " and ".join(_limits()) or "what the system has memory for"
+    return InvalidArgumentError(
+        f"Cannot start {what} ({error}). The system allows {limits}. Pass smaller "
+        f"{option('workers')}, end other processes, or have the limit raised."
+    )
+
+
+def _limits() -> Iterator[str]:
+    most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if most != resource.RLIM_INFINITY:
+        yield f"{most} processes and threads for this user (`ulimit -u`)"
+    if (most_here := _pids_max()) is not None:
+        yield f"{most_here} for this container or batch job (pids.max of its cgroup)"
+
+
+def _pids_max(groups: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> int | None:
+    """Return the least limit of the control groups that this process is in."""
+    found = []
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    for line in lines:  # cgroups(7): "0::/path", or "4:pids:/path" in version 1
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "pids"):
+            continue
+        folder = root / controllers / path.lstrip("/")
+        while folder.is_relative_to(root):
+            with contextlib.suppress(OSError, ValueError):  # the root has none; "max"
+                found.append(int((folder / "pids.max").read_text()))
+            folder = folder.parent
+    return min(found, default=None)
