@@ -41,7 +41,7 @@ def look():
         "arguments": sys.argv,
         "environment": {
             name: value for name, value in os.environ.items()
-            if not name.startswith("FLOWMAP_") and not name.endswith("_NUM_THREADS")
+            if not name.startswith("FLOWMAP_") and not name.endswith("_THREADS")
         },
     }
 
