@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROBE = """
-import ctypes, faulthandler, json, multiprocessing, os, signal, subprocess, sys, threading
+import ctypes, faulthandler, json, multiprocessing, os, re, signal, subprocess, sys, threading
 from pathlib import Path
 import flowmap
 
 def signals_of(status):
-    return [line for line in status.splitlines() if line.startswith(("SigB", "SigI", "SigC"))]
+    sets = dict(re.findall(r"^(SigBlk|SigIgn|SigCgt):\\s*(\\w+)$", status, re.MULTILINE))
+    # Without 32 and 33, which glibc handles once there was a thread.
+    return {name: hex(int(numbers, 16) & ~(3 << 31)) for name, numbers in sets.items()}
 
 def look():
     handlers = {n: signal.getsignal(n) for n in signal.valid_signals()}

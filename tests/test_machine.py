@@ -120,28 +120,29 @@ COUNTING = "from flowmap.machine import available_cpus; print(available_cpus())"
 
 
 @pytest.mark.system(packages="", root=True)
-@pytest.mark.parametrize(
-    ("root", "file", "text"),
-    [
-        ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "100000"),
-        ("/sys/fs/cgroup", "cpu.max", "100000 100000"),
-    ],
-    ids=["version 1", "version 2"],
-)
-def test_a_real_cgroup(root: str, file: str, text: str) -> None:
+def test_a_real_cgroup() -> None:
     """A process counts one processor in a cgroup whose parent has the quota of one."""
-    outer = Path(root, f"flowmap-{os.getpid()}")
-    try:
+    for root, file, text in (
+        ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "100000"),  # version 1
+        ("/sys/fs/cgroup", "cpu.max", "100000 100000"),
+    ):
+        outer = Path(root, f"flowmap-{os.getpid()}")
+        if not Path(root).is_dir():
+            continue
         (outer / "inner").mkdir(parents=True)
-    except OSError as error:
-        pytest.skip(f"no cgroup can be made here: {error}")
-    try:
-        if not (outer / file).exists():
-            pytest.skip(f"cgroups have no {file} here")
-        (outer / file).write_text(text)
-        script = f"echo $$ > {outer}/inner/cgroup.procs; exec {sys.executable} -c '{COUNTING}'"
-        counted = subprocess.check_output(["sh", "-ec", script], env=environment(), text=True)
-        assert counted == "1\n"
-    finally:
-        (outer / "inner").rmdir()
-        outer.rmdir()
+        try:
+            if not (outer / file).exists():
+                continue
+            (outer / file).write_text(text)
+            script = (
+                f"echo $$ > {outer}/inner/cgroup.procs; exec {sys.executable} -c '{COUNTING}'"
+            )
+            counted = subprocess.check_output(
+                ["sh", "-ec", script], env=environment(), text=True
+            )
+            assert counted == "1\n"
+            return
+        finally:
+            (outer / "inner").rmdir()
+            outer.rmdir()
+    pytest.skip("no cgroup of this machine limits processors")

