@@ -284,6 +284,22 @@ def test_a_worker_has_the_options_and_the_path_of_the_program() -> None:
     ended([python, "-W", "error", "-O", "-X", "utf8", "-s", *rest], PYTHONUTF8="0")
 
 
+EARLY = """
+import os, signal, sys
+import flowmap
+signal.signal(signal.SIGINT, lambda *_: None)
+with flowmap.executor("processes", workers=1) as pool:
+    first = pool._seats[0].worker.pid
+    os.killpg(0, signal.SIGINT)  # as a terminal does
+    assert pool.submit(os.getpid).result() == first
+"""
+
+
+def test_ctrl_c_while_a_worker_starts() -> None:
+    """It is the program's own: the worker neither ends nor prints a traceback."""
+    assert not ended(script(EARLY))
+
+
 def test_a_python_that_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no program that could be started; `multiprocessing` can be told one."""
     python = sys.executable
