@@ -15,9 +15,10 @@ import time
 from concurrent.futures import wait as _wait
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from flowmap.errors import ClusterError, StoppedError, said
+from flowmap.errors import ClusterError, InvalidArgumentError, StoppedError, said
 from flowmap.extras import extra
 from flowmap.local_cluster import SHIELDED, local_cluster, processes_inherit
+from flowmap.starting import start
 from flowmap.stopping import refuse_if_asked
 from flowmap.wording import setting
 
@@ -60,6 +61,7 @@ class Connection:
     Raises:
         MissingExtraError: Dask is not installed.
         ClusterError: There is no such cluster.
+        InvalidArgumentError: The system allows no more threads.
         StoppedError: The process was asked to stop.
     """
 
@@ -70,7 +72,11 @@ class Connection:
         self._loop = asyncio.new_event_loop()
         self._left = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="flowmap-dask", daemon=True)
-        self._thread.start()
+        try:
+            start(self._thread)
+        except InvalidArgumentError:
+            self._loop.close()
+            raise
         with contextlib.ExitStack() as closing:
             closing.callback(self.close)
             seconds = OPEN_SECONDS if address else START_SECONDS

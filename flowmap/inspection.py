@@ -20,6 +20,7 @@ from flowmap.blocks import block_buffer, is_in_use, new_buffer
 from flowmap.checks import complaint_of, first_not_finite, is_finite
 from flowmap.machine import available_cpus
 from flowmap.segments import Block
+from flowmap.starting import starting_threads
 from flowmap.stopping import refuse_if_asked
 from flowmap.storage import CHUNK, read_into
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _AHEAD_BYTES: Final = 64 * CHUNK
 """Memory for blocks that are read ahead, unless two blocks take more."""
+
+_NO_THREADS: Final = "Validate elsewhere"
 
 
 class Finding(NamedTuple):
@@ -71,12 +74,14 @@ class Inspection:
 
         Raises:
             StorageError: There is no memory for a block.
+            InvalidArgumentError: The system allows no more threads.
             StoppedError: The process was asked to stop.
         """
-        if self.check is not None:
-            return list(self._checked(self.check, segments))
-        with ThreadPoolExecutor(available_cpus()) as threads:
-            return list(threads.map(self._inspected, segments))
+        with starting_threads(_NO_THREADS):
+            if self.check is not None:
+                return list(self._checked(self.check, segments))
+            with ThreadPoolExecutor(available_cpus()) as threads:
+                return list(threads.map(self._inspected, segments))
 
     def _inspected(self, segment: Segment) -> Finding:
         """Read a segment in small chunks of whole elements."""

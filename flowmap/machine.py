@@ -98,7 +98,7 @@ def available_cpus() -> int:
     batch system or the user gave it by a variable.
     """
     counted = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # Python 3.13: -X cpu_count
-    if hasattr(os, "sched_getaffinity"):
+    with contextlib.suppress(AttributeError, OSError):  # not Linux; seccomp forbids it
         counted = min(counted, len(os.sched_getaffinity(0)))
     limits = [_cgroup_cpus(), *map(_number, _CPU_VARIABLES)]
     return max(1, min([counted, *filter(None, limits)]))

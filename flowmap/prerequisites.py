@@ -10,8 +10,8 @@ from typing import Final
 from flowmap.errors import NotFoundError, StorageError
 from flowmap.wording import call, option, setting
 
-_FILES: Final = {"threads": (4, 3), "processes": (10, 7)}
-"""Files that a fill opens: always, and for each worker (measured)."""
+_FILES: Final = {"threads": (4, 3), "processes": (7, 3)}
+"""Files that a fill opens: always, and for each worker at most, while it starts."""
 
 
 def check_prerequisites(executor: str, workers: int) -> None:

@@ -29,17 +29,39 @@ def start(thread: threading.Thread) -> None:
         raise cannot_start("a thread", error) from error
 
 
-def cannot_start(what: str, error: BaseException) -> InvalidArgumentError:
+@contextlib.contextmanager
+def starting_threads(advice: str | None = None) -> Iterator[None]:
+    """Start threads of a pool in a `with` block.
+
+    Args:
+        advice: As in `cannot_start`.
+
+    Raises:
+        InvalidArgumentError: The system allows no more threads.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise cannot_start("a thread", error, advice) from error
+
+
+def cannot_start(
+    what: str, error: BaseException, advice: str | None = None
+) -> InvalidArgumentError:
     """Return the error for a thread or a process that the system does not start.
 
     Args:
         what: "a thread", "a worker process".
         error: What the system says.
+        advice: What to do first; None to pass fewer workers.
     """
     limits = " and ".join(_limits()) or "what the system has memory for"
     return InvalidArgumentError(
-        f"Cannot start {what} ({error}). The system allows {limits}. Pass smaller "
-        f"{option('workers')}, end other processes, or have the limit raised."
+        f"Cannot start {what} ({error}). The system allows {limits}. "
+        f"{advice or 'Pass smaller ' + option('workers')}, end other processes, or have the "
+        "limit raised."
     )
 
 

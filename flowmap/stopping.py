@@ -89,14 +89,14 @@ def take_no_notice_of(numbers: Iterable[int]) -> None:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[set[int]]:
-    """Block `SIGNALS` for the processes that this thread starts in a `with` block.
+    """Block `SIGNALS` and Ctrl-C for the processes that this thread starts in a `with` block.
 
-    Such a process loses none that comes before it has its handlers.
+    Such a process loses none that comes before it has its handlers, and prints no traceback.
 
     Yields:
         The signals that this thread has blocked otherwise.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGINT})
     try:
         yield mask
     finally:

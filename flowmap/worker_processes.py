@@ -13,21 +13,22 @@ import subprocess
 import sys
 import threading
 import time
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import cloudpickle
 
 from flowmap import pickling, stopping
-from flowmap.errors import FlowmapError, said, storage_error
+from flowmap.errors import FlowmapError, InvalidArgumentError, said, storage_error
 from flowmap.parcels import loaded
 from flowmap.streams import fill_closed_streams
 from flowmap.tracebacks import RemoteTraceback, traceback_text
+from flowmap.wording import setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from multiprocessing.connection import Connection
 
 _SAFE_PATH: Final = "PYTHONSAFEPATH"
 
@@ -36,6 +37,9 @@ _LOOK_SECONDS: Final = 0.1
 
 _LEAVE_SECONDS: Final = 60
 """How long a worker may take to leave, with what the filler has registered for its end."""
+
+_END_SECONDS: Final = 5
+"""How long a worker may take to end whose connection is closed, before it is killed."""
 
 _KILL_SECONDS: Final = 10
 """How long to wait for a worker that was killed: one that waits for a disk dies only later."""
@@ -82,6 +86,7 @@ class WorkerProcess:
     Raises:
         WorkerNotStartedError: The system starts no more processes.
         StorageError: Too many files are open, or Python is gone.
+        InvalidArgumentError: It is not known which Python this is.
 
     Attributes:
         has: The key of the parcel that it was sent last.
@@ -111,6 +116,7 @@ class WorkerProcess:
         self.pid = self._process.pid
         self._pipe = ours
         with contextlib.suppress(OSError):  # it has died already, which its first call finds
+            ours.send(_path())
             ours.send(_preparation(mask, tracker))
 
     def call(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -153,11 +159,13 @@ class WorkerProcess:
         return self._pipe.recv_bytes()
 
     def _gone(self) -> WorkerGoneError:
-        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)  # else it seems to have died of `kill`
         code = self._process.returncode
+        self.kill()
         how = f"exit code {code}"
         if code is None:
-            how = "it does not answer"
+            how = "it closed its connection to the run"
         elif code < 0:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-code).name
@@ -195,16 +203,36 @@ class WorkerProcess:
 
 
 def _command(descriptor: int) -> list[str]:
-    """Return the command of a worker, which imports what this process imports."""
+    """Return the command of a worker: the Python of this process, with its options.
+
+    The worker gets the path of this process by the pipe, since a command has room for little.
+
+    Raises:
+        InvalidArgumentError: It is not known which Python this is: a program embeds it.
+    """
+    program = (
+        "import sys; from multiprocessing.connection import Connection; "
+        f"pipe = Connection({descriptor}); sys.path[:] = pipe.recv(); "
+        f"from flowmap.worker_processes import serve; serve(pipe, {os.getpid()})"
+    )
+    python = os.fsdecode(spawn.get_executable() or "")
+    if not python:
+        raise InvalidArgumentError(
+            "Cannot start a worker process: sys.executable is empty. Name a Python by "
+            f"multiprocessing.set_executable(), or use {setting(executor='threads')}."
+        )
+    # Private, but `multiprocessing` starts its processes with it, too: -O, -W, -X, -I ...
+    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    return [python, *options, "-P", "-c", program]
+
+
+def _path() -> list[str]:
+    """Return the path on which a worker finds what this process imports."""
     here = ""
     with contextlib.suppress(FileNotFoundError):  # it was removed
         here = str(Path.cwd())
-    path = [entry or here for entry in sys.path]
-    program = (
-        f"import sys; sys.path[:] = {path!r}; "
-        f"from flowmap.worker_processes import serve; serve({descriptor}, {os.getpid()})"
-    )
-    return [sys.executable, "-P", "-c", program]
+    entries: list[Any] = sys.path  # some programs add a `Path`, which Python passes over
+    return [entry or here for entry in entries if isinstance(entry, str)]
 
 
 def _tracker() -> int:
@@ -254,11 +282,10 @@ def _prepare(
         os.register_at_fork(after_in_child=faulthandler.disable)
 
 
-def serve(descriptor: int, parent: int) -> None:
+def serve(pipe: Connection, parent: int) -> None:
     """Answer calls until the parent closes the pipe: what a worker process does."""
     die_with(parent)
-    os.set_inheritable(descriptor, False)  # noqa: FBT003 -- its only way
-    pipe = Connection(descriptor)
+    os.set_inheritable(pipe.fileno(), False)  # noqa: FBT003 -- its only way
     os.register_at_fork(after_in_child=pipe.close)  # a child has nobody to answer
     with contextlib.suppress(EOFError, OSError):
         _prepare(**pipe.recv())

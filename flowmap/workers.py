@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from flowmap.errors import StoppedError, WorkerDiedError
+from flowmap.errors import InvalidArgumentError, StoppedError, WorkerDiedError
 from flowmap.machine import thread_limits
 from flowmap.parcels import Packing, call_with_kept, keep
 from flowmap.segments import Segment
-from flowmap.starting import cannot_start, start
+from flowmap.starting import cannot_start, start, starting_threads
 from flowmap.worker_processes import WorkerGoneError, WorkerNotStartedError, WorkerProcess
 from flowmap.write import STOP, forget_frames
 
@@ -61,12 +61,11 @@ class Threads(ThreadPoolExecutor):
         if self._stop.is_set():
             raise CancelledError
         try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError as error:
-            if "start new thread" not in str(error):
-                raise
+            with starting_threads():
+                return super().submit(fn, *args, **kwargs)
+        except InvalidArgumentError:
             self._stop.set()  # Python has queued the task all the same, and nobody waits for it
-            raise cannot_start("a thread", error) from error
+            raise
 
     @property
     def ended(self) -> bool:
@@ -133,7 +132,11 @@ class Processes(Executor):
         # The first is made now: what keeps it from starting is one error, before any segment.
         first: Future[None] = Future()
         self._add_seat(first)
-        first.result()
+        try:
+            first.result()
+        except BaseException:  # Ctrl-C, too
+            self.end()
+            raise
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function in the next worker that is free.
@@ -204,6 +207,7 @@ class Processes(Executor):
         if cancel_futures:
             for task in self._waiting():
                 task.future.cancel()
+                task.future.set_running_or_notify_cancel()  # else `wait` never returns
 
     def _waiting(self) -> list[_Task]:
         """Take what waits out of the queue."""

@@ -146,3 +146,13 @@ def test_a_real_cgroup() -> None:
             (outer / "inner").rmdir()
             outer.rmdir()
     pytest.skip("no cgroup of this machine limits processors")
+
+
+def test_affinity_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox may forbid to ask for it; then it limits nothing."""
+
+    def forbid(_: int) -> set[int]:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", forbid)
+    assert available_cpus() >= 1

@@ -32,7 +32,7 @@ def limited(target: flowmap.Target, executor: str, files: int, workers: int) -> 
     return forked(act)
 
 
-@pytest.mark.parametrize(("executor", "most"), [("processes", 3), ("threads", 9)])
+@pytest.mark.parametrize(("executor", "most"), [("processes", 8), ("threads", 9)])
 def test_few_open_files(tmp_path: Path, executor: str, most: int) -> None:
     """More workers than there is room for are refused with the limit; what it says works."""
     target = flowmap.allocate(tmp_path / "a.npy", 200, "<f8", segments=20)
@@ -50,4 +50,4 @@ def test_few_open_files(tmp_path: Path, executor: str, most: int) -> None:
 def test_too_few_open_files_for_a_process(tmp_path: Path) -> None:
     """Then threads are left."""
     target = flowmap.allocate(tmp_path / "a.npy", 20, "<f8", segments=2)
-    assert "executor='threads', workers=1" in limited(target, "processes", 12, 1)
+    assert "executor='threads', workers=1" in limited(target, "processes", 8, 1)

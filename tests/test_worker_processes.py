@@ -8,14 +8,16 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import environment, ramp, script, states, until_gone
 
 import flowmap
-from flowmap.errors import StorageError, WorkerDiedError
+from flowmap.errors import InvalidArgumentError, StorageError, WorkerDiedError
 from flowmap.starting import _pids_max
 from flowmap.workers import Processes
 
@@ -236,3 +238,107 @@ def test_what_a_filler_has_started_ends_with_its_worker() -> None:
     child = pool.submit(forking, then_die=False).result(timeout=60)
     pool.end()
     assert not is_running(child)
+
+
+def test_a_worker_that_closes_its_connection() -> None:
+    """It is not reported as killed: nobody but the run itself would have done that."""
+    pool = Processes(1, tries=1)
+    try:
+        with pytest.raises(WorkerDiedError, match="exit code 0"):
+            pool.submit(os.closerange, 3, 1000).result(timeout=60)
+    finally:
+        pool.end()
+
+
+def test_whoever_waits_for_what_is_cancelled_sees_its_end() -> None:
+    """`concurrent.futures.wait` waits for more than the state of a future."""
+    pool = Processes(1)
+    futures = [pool.submit(time.sleep, 600), pool.submit(abs, -1)]
+    waiting = ThreadPoolExecutor(1)
+    ended = waiting.submit(wait, futures, 60)
+    time.sleep(0.1)
+    pool.end()
+    assert not ended.result().not_done
+    waiting.shutdown()
+
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [Path("/nowhere"), *(f"/nowhere/{number:0200}" for number in range(1000))]
+import flowmap
+
+def seen():
+    flags = sys.flags
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    return sys.warnoptions, flags.optimize, flags.utf8_mode, flags.no_user_site, path
+
+with flowmap.executor("processes", workers=1) as pool:
+    assert pool.submit(seen).result() == seen()
+"""
+
+
+def test_a_worker_has_the_options_and_the_path_of_the_program() -> None:
+    """The same warnings, assertions and encoding; a path may be longer than a command."""
+    python, *rest = script(WORKER)
+    ended([python, "-W", "error", "-O", "-X", "utf8", "-s", *rest], PYTHONUTF8="0")
+
+
+EARLY = """
+import os, signal, sys
+import flowmap
+signal.signal(signal.SIGINT, lambda *_: None)
+with flowmap.executor("processes", workers=1) as pool:
+    first = pool._seats[0].worker.pid
+    os.killpg(0, signal.SIGINT)  # as a terminal does
+    assert pool.submit(os.getpid).result() == first
+"""
+
+
+def test_ctrl_c_while_a_worker_starts() -> None:
+    """It is the program's own: the worker neither ends nor prints a traceback."""
+    assert not ended(script(EARLY))
+
+
+def test_a_python_that_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no program that could be started; `multiprocessing` can be told one."""
+    python = sys.executable
+    try:
+        multiprocessing.set_executable("")
+        with pytest.raises(InvalidArgumentError, match="set_executable"):
+            Processes(1)
+        multiprocessing.set_executable(python)
+        monkeypatch.setattr(sys, "executable", "")
+        with flowmap.executor("processes", workers=1) as pool:
+            assert pool.submit(abs, -1).result(timeout=60) == 1
+    finally:
+        multiprocessing.set_executable(python)
+
+
+NO_THREADS = """
+import resource, sys
+import flowmap
+from flowmap.dask_connection import Connection
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+for act in (
+    lambda: flowmap.validate(sys.argv[1]),
+    lambda: flowmap.validate(sys.argv[1], check=lambda values, block: None),
+    lambda: Connection(1, None),
+):
+    try:
+        act()
+    except flowmap.InvalidArgumentError as error:
+        print(error)
+"""
+
+
+@pytest.mark.system("setpriv", packages="util-linux", root=True)
+def test_no_thread_to_read_or_to_connect(target: Target) -> None:
+    """Validating a target and opening a Dask cluster name the limit, too."""
+    flowmap.fill(target, ramp, executor="threads", workers=1)
+    for folder in target.path.parents[:2]:
+        folder.chmod(0o755)
+    output = ended([*AS_USER, *script(NO_THREADS, target.path)], OPENBLAS_NUM_THREADS="1")
+    assert output.count("Cannot start a thread") == 3, output
+    assert output.count("The system allows 1 processes and threads") == 3
+    assert output.count("Validate elsewhere") == 2

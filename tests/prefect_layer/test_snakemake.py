@@ -372,6 +372,24 @@ def test_same_bytes_from_prefect(
     assert [run["state_type"] for run in runs] == ["COMPLETED"] * 2
 
 
+def test_threads_of_the_workers(tmp_path: Path) -> None:
+    """A rule that starts workers unsets each number of threads that Snakemake sets."""
+    (unset,) = re.findall(r'"(unset [^&]*)', (ROOT / "workflows" / "Snakefile").read_text())
+    unset = " ".join(re.findall(r"\w+", unset))
+    rule = "rule all:\n    output: 'set'\n    threads: 2\n    shell: '{}env > {{output}}'\n"
+    environments = []
+    for first in ("", f"{unset}; "):
+        workflow = Workflow(tmp_path / str(len(first)))
+        workflow.folder.mkdir(parents=True)
+        workflow.configure()
+        (workflow.folder / "Snakefile").write_text(rule.format(first))
+        workflow.run(items=None)
+        lines = (workflow.folder / "set").read_text().splitlines()
+        environments.append([line for line in lines if "_THREADS=" in line])
+    assert "OPENBLAS_NUM_THREADS=2" in environments[0]
+    assert not environments[1]
+
+
 def test_script_of_the_how_to(tmp_path: Path) -> None:
     """What it shows, pasted: a filler that is the script of a rule."""
     parsed = MarkdownIt().parse((ROOT / "docs" / "snakemake.md").read_text())
