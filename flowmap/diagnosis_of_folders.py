@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from flowmap import human, wording
 from flowmap.errors import FlowmapError
 from flowmap.findings import Finding, guarded, refused
-from flowmap.kernel import job_mark, mark_job, reserve_range
+from flowmap.kernel import free_bytes, job_mark, mark_job, reserve_range
 from flowmap.locks import header_lock
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system
 from flowmap.storage import PAGE, created, link, opened, write_all
@@ -63,16 +63,6 @@ def examine_folder(folder: Path) -> list[Finding]:
     findings += guarded("space", functools.partial(_space, folder))
     findings += guarded("inodes", functools.partial(_inodes, folder))
     return findings
-
-
-def free_bytes(folder: Path) -> int:
-    """Return how many bytes an ordinary user may still take.
-
-    Raises:
-        OSError: The file system does not say.
-    """
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
 
 
 def _missing(folder: Path) -> Finding | None:
@@ -251,8 +241,11 @@ _CHECKS: Final[dict[str, Callable[[Path], Iterator[Finding]]]] = {
 
 
 def _space(folder: Path) -> Iterator[Finding]:
-    free = free_bytes(folder)
-    if free < _LEAST:
+    free = free_bytes(os.statvfs(folder))
+    if free is None:
+        found = "The free space is unknown: the file system does not say it."
+        yield Finding("space", "note", found, "See the quota or the space by its own tools.")
+    elif free < _LEAST:
         found = f"{human.size(free)} are free in {folder}."
         yield Finding("space", "trouble", found, _ROOM)
     else:

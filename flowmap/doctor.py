@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flowmap import human
-from flowmap.diagnosis_of_folders import examine_folder, free_bytes
+from flowmap.diagnosis_of_folders import examine_folder
 from flowmap.diagnosis_of_prefect import prefect, versions
 from flowmap.errors import FlowmapError, ForeignFileError
 from flowmap.findings import Finding, guarded, refused
 from flowmap.job import read_job
+from flowmap.kernel import free_bytes
 from flowmap.lease import holder
 from flowmap.machine import NETWORK_FILE_SYSTEMS, available_cpus, file_system_type
 from flowmap.records import FINISHED
@@ -118,13 +119,16 @@ def _reserved(target: Target, status: NDArray[Any]) -> Iterator[Finding]:
         for state, start, stop in status[["state", "start", "stop"]].tolist()
         if state not in FINISHED
     )
-    found = target.path.stat()
-    lacking = max(0, found.st_size - found.st_blocks * 512)  # stat(2): its unit, on any disk
+    size = target.path.stat()
+    lacking = max(0, size.st_size - size.st_blocks * 512)  # stat(2): its unit, on any disk
     needed = min(rows * target.job.layout.row_bytes, lacking)
-    free = free_bytes(target.path.parent)
+    free = free_bytes(os.statvfs(target.path.parent))
     lacks = f"{human.size(needed)} of it have no space reserved"
     if not needed:
         yield Finding("reserved", "ok", "What is left to fill has its space.")
+    elif free is None:
+        found = f"{lacks}, and the free space is unknown."
+        yield Finding("reserved", "note", found, "See that there is room for it.")
     elif needed <= free:
         yield Finding("reserved", "ok", f"{lacks}, and {human.size(free)} are free.")
     else:

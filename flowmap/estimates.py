@@ -104,13 +104,13 @@ class Room:
         target_bytes: Of the target.
         reserved_bytes: Of these, those that the disk keeps for it already.
         ledger_bytes: Of the ledger, all of which were written when it was made.
-        free_bytes: Of the file system.
+        free_bytes: Of the file system; None if it does not say.
     """
 
     target_bytes: int
     reserved_bytes: int
     ledger_bytes: int
-    free_bytes: int
+    free_bytes: int | None
 
     @property
     def missing_bytes(self) -> int:
@@ -119,14 +119,16 @@ class Room:
 
     @property
     def fits(self) -> bool:
-        """Whether what is missing is free."""
-        return self.missing_bytes <= self.free_bytes
+        """Whether what is missing is free, or may be."""
+        return self.free_bytes is None or self.missing_bytes <= self.free_bytes
 
     def __str__(self) -> str:
         text = f"Disk: {size(self.target_bytes)}"
         if not self.missing_bytes:
             return f"{text}, all reserved."
         text += f", of which {size(self.missing_bytes)} are not reserved"
+        if self.free_bytes is None:
+            return f"{text}; the free space is unknown."
         if self.fits:
             return f"{text}; {size(self.free_bytes)} are free."
         return f"{text}, and only {size(self.free_bytes)} are free: make room before you fill."

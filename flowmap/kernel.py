@@ -122,10 +122,18 @@ def reserve(descriptor: int, nbytes: int) -> None:
     """
     if reserve_range(descriptor, 0, nbytes):
         return
-    space = os.fstatvfs(descriptor)
-    if space.f_blocks and nbytes > space.f_bavail * space.f_frsize:
+    free = free_bytes(os.fstatvfs(descriptor))
+    if free is not None and nbytes > free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(descriptor, nbytes)
+
+
+def free_bytes(space: os.statvfs_result) -> int | None:
+    """Return how many bytes an ordinary user may still take; None if that is unknown.
+
+    A file system of FUSE may say nothing: it has no blocks at all, and need not be full.
+    """
+    return space.f_bavail * space.f_frsize if space.f_blocks else None
 
 
 def reserve_range(descriptor: int, offset: int, nbytes: int) -> bool:

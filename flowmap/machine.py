@@ -214,8 +214,12 @@ def machine_id() -> str:
     """Name where a process id means this process: this boot, and this container if any.
 
     Empty if the system names neither. The host's name would not do: containers share names.
+    Empty, too, where `/proc` is of an outer container (`unshare --pid` alone): it shows other
+    processes by the numbers that are asked for.
     """
     try:
+        if Path("/proc/self").readlink().name != str(os.getpid()):
+            return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:

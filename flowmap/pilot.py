@@ -33,7 +33,7 @@ from flowmap.errors import (
 )
 from flowmap.estimates import Measured, Pending, Pilot, Room
 from flowmap.importing import importing
-from flowmap.kernel import start_writeback
+from flowmap.kernel import free_bytes, start_writeback
 from flowmap.machine import available_cpus
 from flowmap.prerequisites import check_prerequisites
 from flowmap.segments import Block
@@ -140,7 +140,7 @@ def _room(job: Job) -> Room:
         target_bytes=target.st_size,
         reserved_bytes=target.st_blocks * 512,  # whatever the file system's own unit is
         ledger_bytes=ledger.st_size,
-        free_bytes=space.f_bavail * space.f_frsize,
+        free_bytes=free_bytes(space),
     )
 
 
@@ -249,9 +249,9 @@ def _write(job: Job, segment: Segment, data: NDArray[np.uint8]) -> tuple[float, 
     folder = Sidecar.of(job.path).folder
     doing = "cannot measure the disk by a file without a name; see who may write there"
     with told(doing, folder), _nameless_file(folder) as file:
-        space = os.fstatvfs(file.fileno())
         most = min(_WRITTEN, segment.rows * job.layout.row_bytes)
-        most = min(most, space.f_bavail * space.f_frsize // 2)
+        free = free_bytes(os.fstatvfs(file.fileno()))
+        most = most if free is None else min(most, free // 2)
         piece = data[:_WRITTEN]
         if not len(piece) or most < len(piece):
             return 0.0, None

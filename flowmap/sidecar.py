@@ -250,19 +250,21 @@ def why_not_writable(error: OSError, path: Path) -> str | None:
         found = path.lstat()
     except OSError:
         return f"{me} has no permission for {path}; see who has (ls -l)"
-    if found.st_uid == os.geteuid():
+    mine = found.st_uid == os.geteuid()
+    whose = "is yours" if mine else f"belongs to {user_name(found.st_uid)}"
+    if mine or (error.errno == errno.EPERM and not os.geteuid()):
         needed = stat.S_IWUSR | (stat.S_IXUSR if stat.S_ISDIR(found.st_mode) else 0)
         if error.errno == errno.EACCES and found.st_mode & needed != needed:
             return (
-                f"{path.name} is yours, and closed to you: chmod u+rwX {shlex.quote(str(path))}"
+                f"{path.name} {whose}, and closed to you: chmod u+rwX {shlex.quote(str(path))}"
             )
         return (
-            f"{path.name} is yours, and the system protects it; see its attributes (lsattr, "
+            f"{path.name} {whose}, and the system protects it; see its attributes (lsattr, "
             "chattr -i), and the rules of a sandbox"
         )
     return (
-        f"{path.name} belongs to {user_name(found.st_uid)}, and {me} may not write there; ask "
-        "its owner for the permission, or choose another folder"
+        f"{path.name} {whose}, and {me} may not write there; ask its owner for the permission, "
+        "or choose another folder"
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import secrets
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -22,8 +25,8 @@ from flowmap.errors import (
 from flowmap.job import DURABILITIES, Durability, Job, read_job
 from flowmap.machine import NETWORK_FILE_SYSTEMS, file_system_type
 from flowmap.segments import Plan, plan_blocks, plan_segments
-from flowmap.sidecar import argument_naming, not_regular
-from flowmap.storage import PAGE
+from flowmap.sidecar import argument_naming, not_regular, why_not_writable
+from flowmap.storage import PAGE, created, opened, unlink
 from flowmap.target import Target, open_target
 from flowmap.wording import either, option, setting
 from flowmap.work import Work, describe
@@ -152,6 +155,7 @@ class Wanted:
                     "replaced before the filler could read it. Choose another path for the "
                     "target."
                 )
+            _check_replaceable(self.path, found)
             return None
         if not stat.S_ISREG(found.st_mode):
             raise not_regular(self.path)
@@ -204,3 +208,36 @@ class Wanted:
             f"{self.path} is on {kind}, where two hosts that write to one page of {PAGE} "
             f"bytes lose data, and these segments share pages. {remedy}."
         )
+
+
+def _check_replaceable(path: Path, found: os.stat_result) -> None:
+    """Check that a file can be replaced: else its records would be removed before that shows.
+
+    Args:
+        path: Path of the file.
+        found: What `lstat` says of it.
+
+    Raises:
+        StorageError: Its folder is closed to this user, or the file is protected.
+    """
+    at = path.parent
+    try:
+        folder, me = at.stat(), os.geteuid()
+        if not os.access(at, os.W_OK | os.X_OK):  # which does not say why
+            probe = path.with_name(f".flowmap-owner.{secrets.token_hex(8)}")
+            with created(probe):
+                unlink(probe)
+        at = path
+        if folder.st_mode & stat.S_ISVTX and me not in (0, folder.st_uid, found.st_uid):
+            raise PermissionError(errno.EPERM, "")
+        if stat.S_ISREG(found.st_mode):
+            with opened(path, write=True):
+                pass
+    except OSError as error:
+        # One that is only closed to writing can be replaced; where the system permits it not
+        # even to root (chattr +i, +a), a rename over it fails, too.
+        if at == path and error.errno != errno.EPERM:
+            return
+        why = why_not_writable(error, at)
+        doing = "cannot replace the target"
+        raise storage_error(error, f"{doing}: {why}" if why else doing, path) from error

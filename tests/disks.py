@@ -16,6 +16,7 @@ import os
 import random
 import struct
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -74,6 +75,12 @@ class Disk:
         if _LIBC.umount2(os.fsencode(self.root), 0):
             gc.collect()  # what maps or holds one of its files
             _done(_LIBC.umount2(os.fsencode(self.root), 0))
+        # A container that another test made meanwhile has the mount, too: until that ends, it
+        # would be the old file system, without power, that is mounted again.
+        old = Path("/sys/fs", self.kind, Path(self._device).name)
+        deadline = time.monotonic() + 60
+        while old.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         self.mount()
 
     def sync(self) -> None:

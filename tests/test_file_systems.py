@@ -23,7 +23,7 @@ from sandbox import forbid, needs_filter
 from support import as_user, forked, ramp, states
 
 import flowmap
-from flowmap import storage
+from flowmap import doctor, pilot, storage
 from flowmap.cleaning import clean
 from flowmap.errors import (
     AccessDeniedError,
@@ -174,6 +174,23 @@ def test_free_space_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("flowmap.kernel.done", lambda *_: False)
     monkeypatch.setattr("os.fstatvfs", lambda _: os.statvfs_result((512, 512, *[0] * 7, 255)))
     assert flowmap.allocate(tmp_path / "a.npy", 10, "f8").path.stat().st_size == 4096 + 80
+
+
+def test_free_space_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does doctor say so, or the measuring before a fill: it is unknown."""
+    target = flowmap.allocate(tmp_path / "a.npy", 4096, "f8", reserve=False)
+    space = os.statvfs_result((512, 512, *[0] * 7, 255))
+    monkeypatch.setattr("os.fstatvfs", lambda _: space)
+    monkeypatch.setattr("os.statvfs", lambda _: space)
+    found = {finding.name: finding for finding in doctor.examine(target.path)}
+    for name in ("space", "reserved"):
+        assert found[name].level == "note"
+        assert "free space is unknown" in found[name].found
+    room = pilot._room(target.job)
+    assert room.fits
+    assert str(room).endswith("; the free space is unknown.")
 
 
 def _refuse(*_: Any, **__: Any) -> None:
@@ -407,6 +424,63 @@ def filled(path: Path, mode: int = 0o644) -> Target:
     flowmap.fill_segment(target.segments[0], ramp)
     target.path.chmod(mode)
     return target
+
+
+class TestProtected:
+    """A target that cannot be replaced: an overwrite removes none of its records."""
+
+    def refused(self, path: Path) -> str:
+        """Return what an overwrite of a valid target says, and see that it stays valid."""
+        with pytest.raises(AccessDeniedError, match="cannot replace the target") as caught:
+            flowmap.allocate(path, 10, "f8", exist="overwrite")
+        assert flowmap.validate(path).sealed
+        return str(caught.value)
+
+    def test_closed_folder(self, own: Path) -> None:
+        """Its folder is closed, and that of the records is not."""
+
+        def act() -> str:
+            target = filled(own / "a.npy")
+            flowmap.validate(target)
+            own.chmod(0o555)
+            return self.refused(target.path)
+
+        said = ordinary(act)
+        own.chmod(0o755)
+        assert f"{own.name} is yours, and closed to you: chmod u+rwX /" in said
+
+    @pytest.mark.system(root=True)
+    def test_sticky_folder(self, own: Path) -> None:
+        """Nobody but its owner may rename what is in a folder like /tmp."""
+
+        def act() -> str:
+            flowmap.validate(own / "a.npy")
+            return self.refused(own / "a.npy")
+
+        assert ordinary(lambda: str(filled(own / "a.npy").path)) == str(own / "a.npy")
+        own.chmod(0o1777)
+        os.chown(own, 0, 0)
+        os.chown(own / "a.npy", OWNER, USER)
+        assert f"a.npy belongs to user number {OWNER}" in ordinary(act)
+
+    @pytest.mark.system("chattr", packages="e2fsprogs", root=True)
+    @pytest.mark.parametrize("attribute", ["i", "a"])
+    def test_attribute(self, tmp_path: Path, attribute: str) -> None:
+        """Not even root replaces what is immutable, or may only be appended to."""
+        target = filled(tmp_path / "a.npy")
+        flowmap.validate(target)
+        done = subprocess.run(
+            ["chattr", f"+{attribute}", target.path], check=False, capture_output=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot protect a file here: {done.stderr.decode()}")
+        try:
+            said = self.refused(target.path)
+        finally:
+            subprocess.run(["chattr", f"-{attribute}", target.path], check=True)
+        assert "a.npy is yours, and the system protects it" in said
+        again = flowmap.allocate(target.path, 10, "f8", exist="overwrite")
+        assert states(again) == ["pending"]
 
 
 class TestSealing:

@@ -426,6 +426,19 @@ class TestContainers:
             first.kill()
             first.communicate()
 
+    @pytest.mark.system("unshare", packages="util-linux", root=True)
+    def test_proc_of_another(self) -> None:
+        """The /proc of an outer container shows other processes by the same numbers."""
+        code = (
+            "from flowmap.liveness import _this_machine\n"
+            "from flowmap.machine import machine_id\n"
+            "print(repr(machine_id()), _this_machine())\n"
+        )
+        inner = run(["unshare", "--pid", "--fork", "--kill-child", *script(code)])
+        if inner.returncode and "unshare" in inner.stderr:
+            pytest.skip("cannot unshare; needs docker run --privileged")
+        assert inner.stdout == "'' 0\n", inner.stderr
+
     def test_of_a_system_that_names_none(
         self, target: flowmap.Target, monkeypatch: pytest.MonkeyPatch
     ) -> None:

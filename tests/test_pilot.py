@@ -113,7 +113,7 @@ class TestFigures:
         assert found.seconds == dict(found.table)[found.used_workers]
         assert found.room.target_bytes == target.path.stat().st_size
         assert found.room.ledger_bytes == Sidecar.of(target.path).ledger.stat().st_size
-        assert found.room.free_bytes > 0
+        assert found.room.free_bytes
         document = found.document()
         assert json.loads(json.dumps(document, allow_nan=False)) == document
         assert str(found).startswith("One block of 2 rows (16 B) took ")
@@ -369,7 +369,7 @@ class TestFailures:
 
     def test_no_room_for_a_block(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nor is the last of the space taken."""
-        space = SimpleNamespace(f_bavail=31, f_frsize=1)
+        space = SimpleNamespace(f_bavail=31, f_frsize=1, f_blocks=99)
         monkeypatch.setattr(os, "fstatvfs", lambda _: space)
         target = make(tmp_path)
         assert measured_here(target, Work.of(ramp)).disk_bytes_per_second is None

@@ -26,6 +26,7 @@ from support import script, start
 from truth import note, noted
 
 import flowmap
+import flowmap.examination  # now, so that no child imports it under a fault
 import flowmap.executors
 from flowmap.errors import FlowmapError
 from flowmap.locks import header_lock
