@@ -12,7 +12,7 @@ from flowmap.arguments import flag
 from flowmap.callables import open_partial
 from flowmap.casting import fitted
 from flowmap.errors import FillerNotFoundError, said, short
-from flowmap.importing import importing
+from flowmap.importing import importing, place_in_module
 from flowmap.marks import filler, is_marked
 from flowmap.philox import Law, fill_random
 from flowmap.sequences import interval, progression
@@ -95,15 +95,29 @@ def find_filler(name: str) -> Filler:
     except FillerNotFoundError:  # its module tries to fill, or names another that is missing
         raise
     except (Exception, SystemExit) as error:  # whatever its module raises when imported
-        raise FillerNotFoundError(
-            f"The filler {short(name)} cannot be found: {said(error)}. Is its module "
-            "installed, or its folder on PYTHONPATH, where the job runs?"
-        ) from error
+        raise _not_found(name, error) from error
     if not is_marked(open_partial(found)[0]):
         raise FillerNotFoundError(
             f"{name!r} is there but not marked; put @flowmap.filler above its definition."
         )
     return cast("Filler", found)
+
+
+def _not_found(name: str, error: BaseException) -> FillerNotFoundError:
+    """Return the error of a filler whose module is missing, or fails, or has no such name."""
+    what = f"The filler {short(name)} cannot be found: {said(error)}"
+    place = place_in_module(error)
+    if isinstance(error, ModuleNotFoundError):
+        where = "" if place is None else f" ({place})"
+        return FillerNotFoundError(
+            f"{what}{where}. Is its module installed, or its folder on PYTHONPATH, where the "
+            "job runs?"
+        )
+    if place is None:
+        return FillerNotFoundError(f"{what}. Correct the name, or its module.")
+    return FillerNotFoundError(
+        f"The filler {short(name)} cannot be imported: {said(error)}. Correct {place}."
+    )
 
 
 def _attribute(found: Any, name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -60,6 +61,20 @@ def check_imported(function: object) -> None:
     for frame in _modules():
         if _name_of(frame) == name != "__main__":
             raise _refusal("runs fill()", frame)
+
+
+def place_in_module(error: BaseException) -> str | None:
+    """Return the file and line of a module that raised while it was imported, if one did.
+
+    Of several, which import each other, it is the innermost: the last that can be corrected.
+    """
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{error.filename}, line {error.lineno}"
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "<module>":
+            place = f"{frame.f_code.co_filename}, line {line}"
+    return place
 
 
 def _modules() -> Iterator[FrameType]:

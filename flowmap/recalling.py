@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from flowmap.documents import parsed_json, read_text
-from flowmap.errors import FillerRefusedError, InvalidArgumentError, cut
+from flowmap.errors import (
+    FillerNotFoundError,
+    FillerRefusedError,
+    InvalidArgumentError,
+    cut,
+)
 from flowmap.job import replaced
 from flowmap.machine import user_name
 from flowmap.origin import (
@@ -107,7 +112,12 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
     elsewhere = None if file is None else found_elsewhere(module, file)
     if elsewhere is not None:  # not even imported: it may be another user's
         raise _changed(target, recorded, f"comes from {elsewhere}")
-    work = Work.of(function, recorded["values"])
+    try:
+        work = Work.of(function, recorded["values"])
+    except FillerNotFoundError as error:
+        if file is None or os.path.exists(file):  # noqa: PTH110 -- any text is a path to it
+            raise
+        raise _gone(target, recorded, error) from error
     difference = differs(work.origin, file, source, module)
     if difference is None and work.fingerprint != recorded.get("fingerprint"):
         difference = "has another name, version or other volatile arguments"
@@ -221,6 +231,17 @@ def _changed(target: Target, recorded: dict[str, Any], how: str) -> FillerRefuse
         f"name here {how}, and may compute other values. Work in the folder of the recorded "
         "filler; or, to use this one nevertheless, name it yourself: "
         f"flowmap fill {shlex.quote(str(target.path))} --filler {filler}{arguments}"
+    )
+
+
+def _gone(
+    target: Target, recorded: dict[str, Any], error: FillerNotFoundError
+) -> FillerNotFoundError:
+    _, arguments = _quoted(recorded)
+    return FillerNotFoundError(
+        f"{error} The records of {target.path} name the file {_printable(recorded['file'])}, "
+        "which is gone. If the filler has moved, name its new file: flowmap fill "
+        f"{shlex.quote(str(target.path))} --filler FILE.py:FUNCTION{arguments}"
     )
 
 

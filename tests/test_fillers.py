@@ -123,9 +123,9 @@ class TestFind:
             ("flowmap.fillers:", "names no filler"),
             (":arange", "names no filler"),
             ("flowmap.fillers.arange", "names no filler"),
-            ("no_such_module:f", "cannot be found"),
-            ("flowmap.no_such:f", "cannot be found"),
-            ("flowmap.fillers:nothing", "cannot be found"),
+            ("no_such_module:f", r"cannot be found.* Is its module installed"),
+            ("flowmap.no_such:f", r"cannot be found.* Is its module installed"),
+            ("flowmap.fillers:nothing", r"cannot be found.* Correct the name"),
             ("flowmap.fillers:arange.nothing", "cannot be found"),
             ("flowmap.fillers:a:b", "cannot be found"),
             ("flowmap.fillers: arange", "cannot be found"),
@@ -145,18 +145,31 @@ class TestFind:
             Work.of(name)
 
     @pytest.mark.parametrize(
-        "body", ["1 / 0", "def (", "raise RuntimeError('no')", "import no_"]
+        ("body", "advice"),
+        [
+            ("x = 1\n1 / 0", "Correct {file}, line 2."),
+            ("x = 1\nimport json; json.loads('[')", "Correct {file}, line 2."),
+            ("x = 1\ndef (", "Correct {file}, line 2."),
+            ("raise RuntimeError('no')", "Correct {file}, line 1."),
+            ("raise SystemExit(3)", "Correct {file}, line 1."),
+            ("import no_", "({file}, line 1). Is its module installed"),
+        ],
     )
     def test_broken_module(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, advice: str
     ) -> None:
-        """A module that fails while it is imported is named, with what it raised."""
+        """A module that fails while it is imported is named: file, line, and what it raised."""
         name = f"broken_{abs(hash(body))}"
-        (tmp_path / f"{name}.py").write_text(body)
+        file = tmp_path / f"{name}.py"
+        file.write_text(body)
+        (tmp_path / f"imports_{name}.py").write_text(f"\n\nimport {name}")
         monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(FillerNotFoundError, match="cannot be found") as caught:
-            find_filler(f"{name}:f")
-        assert type(caught.value.__cause__).__name__ in str(caught.value)
+        for module in (name, f"imports_{name}"):
+            with pytest.raises(FillerNotFoundError) as caught:
+                find_filler(f"{module}:f")
+            assert type(caught.value.__cause__).__name__ in str(caught.value)
+            assert advice.format(file=file) in str(caught.value)
+            assert ("installed" in str(caught.value)) is (body == "import no_")
 
 
 _SCRIPT = """

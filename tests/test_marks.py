@@ -13,6 +13,7 @@ import pytest
 import flowmap
 from flowmap import marks
 from flowmap.errors import (
+    FillerNotFoundError,
     FillerRefusedError,
     InvalidArgumentError,
     OtherJobError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flowmap.executors import ExecutorName
     from flowmap.segments import Block
     from flowmap.target import Target
 
@@ -176,6 +178,19 @@ def test_recalled(target: Target, load: Callable[..., Any]) -> None:
     assert (recorded["filler"], recorded["function"]) == ("stable", "sweep_recalled:named_fill")
 
 
+def test_script_is_gone(
+    target: Target, load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recorded file is named, and the call that continues it from another; this works."""
+    flowmap.fill_segment(target.segments[0], load("sweep_gone"), {"value": 2})
+    (tmp_path / "sweep_gone.py").rename(tmp_path / "sweep_moved.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FillerNotFoundError, match=r"gone\.py, which is gone.*--arguments"):
+        recalled(target)
+    flowmap.fill_segment(target.segments[1], "sweep_moved:named_fill", {"value": 2})
+    assert flowmap.validate(target).ok
+
+
 @pytest.mark.parametrize("mark", ['name="other"', 'name="stable", version="2"'])
 def test_edited_mark_is_not_recalled(
     target: Target, load: Callable[..., Any], mark: str
@@ -195,10 +210,13 @@ def test_pinned(tmp_path: Path) -> None:
     assert target.job.work["function"] == f"{__name__}:sweep"
 
 
-def test_worker_processes(target: Target, load: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("executor", ["processes", "dask"])
+def test_worker_processes(
+    target: Target, load: Callable[..., Any], executor: ExecutorName
+) -> None:
     """They record the work that this process would, of a filler that travels by value, too."""
     script = load("sweep_that_travels")
-    with flowmap.executor("processes", workers=1) as pool:
+    with flowmap.executor(executor, workers=1) as pool:
         for filler in (sweep, NAMED, functools.partial(sweep, value=4), script):
             flowmap.fill(target, filler, executor=pool)
             assert set(target.status()["work"]) == {Work.of(filler).fingerprint}

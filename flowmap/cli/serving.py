@@ -25,19 +25,24 @@ def needing_server() -> Iterator[None]:
     """Say what to do where no Prefect server answers, for a `with` block.
 
     Unless the user has set it, a call to a server that is gone ends after some seconds, where
-    Prefect tries for minutes.
+    Prefect tries for minutes; and Prefect's own server, whose first start makes a database,
+    has a minute for it on a busy machine, where Prefect gives up after 20 seconds.
 
     Raises:
         ClusterError: None does.
     """
     from prefect import settings  # noqa: PLC0415 -- for the commands that load it anyway
 
-    briefly = {settings.PREFECT_CLIENT_MAX_RETRIES: 2, settings.PREFECT_API_REQUEST_TIMEOUT: 15}
+    waits = {
+        settings.PREFECT_CLIENT_MAX_RETRIES: 2,
+        settings.PREFECT_API_REQUEST_TIMEOUT: 15,
+        settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 60,
+    }
     go_around_proxy()
     if (found := hindrance()) is not None:
         raise ClusterError(f"No Prefect server can start here. {found.found} {found.remedy}")
     try:
-        with settings.temporary_settings(set_defaults=briefly):
+        with settings.temporary_settings(set_defaults=waits):
             yield
     except FlowmapError:
         raise

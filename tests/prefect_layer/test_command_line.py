@@ -151,12 +151,14 @@ def test_only_this_machine_goes_around_a_proxy() -> None:
 
 
 @pytest.mark.usefixtures("no_proxy")
-def test_calls_of_a_lost_server_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect's client tries for some seconds, and for as long as the user has set."""
+def test_times_to_wait_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost server is tried for seconds, a new one has a minute, unless the user set it."""
     monkeypatch.delenv("PREFECT_API_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.delenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", raising=False)
     with needing_server():
         settings = get_current_settings()
         assert (settings.client.max_retries, settings.api.request_timeout) == (2, 15)
+        assert settings.server.ephemeral.startup_timeout_seconds == 60
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 7}), needing_server():
         assert get_current_settings().client.max_retries == 7
 
