@@ -184,11 +184,11 @@ class TestEnding:
         assert lease is not None
         workers = descendants(lease["pid"]) - {lease["pid"]}
         worker.server.task_runs(run, 3, ("COMPLETED",))
+        left = worker.server.task_runs(run, 1, ("RUNNING",))
         os.kill(lease["pid"], signal.SIGKILL)
         assert worker.server.ended(run)["state_type"] == "CRASHED"
         until(lambda: not any(map(descendants, workers)), "its workers have ended")
         assert lease_of(path) is not None, "nobody was left to give it back"
-        left = worker.server.task_runs(run, 1, ("RUNNING",))
 
         gate.touch()
         again = worker.server.begin(**worker.server.ended(run)["parameters"])
