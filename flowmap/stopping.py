@@ -1,7 +1,7 @@
 """Being asked to stop: what SIGTERM, and the like, does to a process that fills.
 
 A batch system sends one of them some time before it kills. A fill then finishes its block,
-makes it durable and ends, so that nothing is lost but the waiting for the next job. A second
+makes it durable and ends, so that the next job continues there. A second
 SIGTERM ends the process at once, by the signal's default action.
 
 Processes that a filler forks handle signals as they would without flowmap.
@@ -236,8 +236,8 @@ def stoppable(instead_of: object = signal.SIG_DFL) -> Iterator[None]:
     Raises:
         InvalidArgumentError: The system allows no more threads.
         SystemExit: It was asked to; the code is that of a failure that may go away
-            (EX_TEMPFAIL of sysexits.h), by which a batch system knows to queue it again.
-        StoppedError: Likewise, in a worker of `multiprocessing`, which is its pool's to end.
+            (EX_TEMPFAIL of sysexits.h), by which a script knows to requeue the job.
+        StoppedError: It was asked to, in a worker of `multiprocessing`, which its pool ends.
     """
     taken: list[int] = []
     if threading.current_thread() is threading.main_thread():
@@ -288,7 +288,7 @@ def _stopped() -> StoppedError:
 
 
 def exit_for_now() -> SystemExit:
-    """Return what ends a process so that a batch system queues it again, and tell why."""
+    """Return what ends a process with the code by which a script requeues it, and log why."""
     _LOGGER.warning(
         "Stopped by a signal after the block in hand. What was filled is kept; run again to go "
         "on. The exit code is %d.",
