@@ -115,9 +115,7 @@ def recalled(target: Target, *, trust: bool = False, here: bool = False) -> Work
     try:
         work = Work.of(function, recorded["values"])
     except FillerNotFoundError as error:
-        if file is None or os.path.exists(file):  # noqa: PTH110 -- any text is a path to it
-            raise
-        raise _gone(target, recorded, error) from error
+        raise _gone(target, recorded, error) from error.__cause__
     difference = differs(work.origin, file, source, module)
     if difference is None and work.fingerprint != recorded.get("fingerprint"):
         difference = "has another name, version or other volatile arguments"
@@ -237,10 +235,17 @@ def _changed(target: Target, recorded: dict[str, Any], how: str) -> FillerRefuse
 def _gone(
     target: Target, recorded: dict[str, Any], error: FillerNotFoundError
 ) -> FillerNotFoundError:
+    """Return the error of a filler that is not found, with what its missing file says of it."""
+    file, module = _text(recorded.get("file")), place_of(recorded).partition(":")[0]
+    if module == "__main__" or module.startswith("<"):
+        where = "a notebook or a session that has ended. Save it in a file, and name that"
+    elif file is not None and not os.path.exists(file):  # noqa: PTH110 -- any text is a path to it
+        where = f"{_printable(file)}, which is gone. If it has moved, name its new file"
+    else:
+        return error
     _, arguments = _quoted(recorded)
     return FillerNotFoundError(
-        f"{error} The records of {target.path} name the file {_printable(recorded['file'])}, "
-        "which is gone. If the filler has moved, name its new file: flowmap fill "
+        f"{error} The filler of {target.path} was in {where}: flowmap fill "
         f"{shlex.quote(str(target.path))} --filler FILE.py:FUNCTION{arguments}"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import runpy
+import subprocess
 import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
@@ -189,6 +190,19 @@ def test_script_is_gone(
         recalled(target)
     flowmap.fill_segment(target.segments[1], "sweep_moved:named_fill", {"value": 2})
     assert flowmap.validate(target).ok
+
+
+def test_session_has_ended(target: Target) -> None:
+    """A filler that was typed in cannot be imported: the advice is to save it in a file."""
+    typed = f"""
+import flowmap
+@flowmap.filler(name="typed")
+def fill(out, block): out[...] = 1
+flowmap.fill_segment(flowmap.open_target({str(target.path)!r}).segments[0], fill)
+"""
+    subprocess.run([sys.executable, "-"], input=typed, text=True, check=True)
+    with pytest.raises(FillerNotFoundError, match=r"Save it in a file.* --filler FILE\.py"):
+        recalled(target)
 
 
 @pytest.mark.parametrize("mark", ['name="other"', 'name="stable", version="2"'])
