@@ -26,6 +26,9 @@ _STATFS: Final = ctypes.c_long * 32
 
 _LIBC: Final = ctypes.CDLL(None)
 
+_EXITING: Final = 0x4
+"""The flag of a process that is exiting: PF_EXITING of Linux's include/linux/sched.h."""
+
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _CGROUPS_OF_PROCESS: Final = Path("/proc/self/cgroup")
 
@@ -242,13 +245,17 @@ def is_alive(pid: int, started: int | None) -> bool | None:
 def process_started(pid: int) -> int | None:
     """Return when a process began, in clock ticks since boot; None if that cannot be seen.
 
-    For a zombie, which fills nothing any more, it is -1.
+    It is -1 for a process that runs no more code of its own: a zombie, or one that is exiting.
+    The sockets of an exiting process are closed before it is a zombie, so whoever waits for
+    that, as Dask's scheduler does, may look at the process before the system is done with it.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return -1 if fields[0] in "ZX" else int(fields[19])  # proc(5): fields 3 and 22
+    if fields[0] in "ZX" or int(fields[6]) & _EXITING:  # proc(5): fields 3, 9 and 22
+        return -1
+    return int(fields[19])
 
 
 def _exists(pid: int) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support import script, start
 
 import flowmap
 from flowmap import liveness, machine
@@ -134,6 +135,36 @@ def test_times_that_are_none(target: flowmap.Target) -> None:
     slots["started"], slots["finished"] = np.nan, np.inf
     status = status_of(slots)
     assert status["started"].tolist() == status["finished"].tolist() == [0.0, 0.0]
+
+
+EXITING = """
+import os, signal, socket
+from flowmap.machine import process_started
+
+for _ in range(400):
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        ours.close()
+        signal.pause()
+    theirs.close()
+    assert process_started(child) > 0
+    os.kill(child, signal.SIGKILL)
+    ours.recv(1)  # returns when the system closes the other end
+    assert process_started(child) == -1, os.waitid(os.P_PID, child, os.WNOHANG | os.WEXITED)
+    os.waitpid(child, 0)
+    ours.close()
+"""
+
+
+def test_exiting_process() -> None:
+    """A process whose sockets are closed fills nothing any more, though it is no zombie yet.
+
+    With more processes than processors, one in twenty is seen before it is a zombie.
+    """
+    children = [start(script(EXITING)) for _ in range(2 * (os.cpu_count() or 1))]
+    for child in children:
+        assert (child.communicate()[0], child.returncode) == ("", 0)
 
 
 FORKED = """
