@@ -128,26 +128,33 @@ def _number(variable: str) -> int:
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def _cgroup_cpus() -> int | None:
-    """Return how many processors the cgroups of this process allow, rounded up, if any says.
+def cgroup_folders(controller: str) -> list[Path]:
+    """Return the folders of the cgroups whose limits of one kind count for this process.
 
     Each cgroup above its own limits it as well. A container may see the path that its cgroup
-    has on the host, but only its own folder: what is not there is passed over.
+    has on the host, but only its own folder: not every folder that is named need be there.
+
+    Args:
+        controller: The kind of limit: "cpu" or "pids".
     """
     try:
         lines = _CGROUPS_OF_PROCESS.read_text().splitlines()
     except OSError:  # not Linux
-        return None
+        return []
     found = []
     for line in lines:
         _, controllers, path = line.split(":", 2)  # cgroups(7); none of version 2
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         parts = [part for part in path.split("/") if part not in ("", "..")]
-        for root in (controllers, "cpu" if controllers else "unified"):
-            for depth in range(len(parts) + 1):
-                found += _quota(_CGROUPS.joinpath(root, *parts[:depth]))
-    return min(found, default=None)
+        for root in (controllers, controller if controllers else "unified"):
+            found += [_CGROUPS.joinpath(root, *parts[:n]) for n in range(len(parts) + 1)]
+    return found
+
+
+def _cgroup_cpus() -> int | None:
+    """Return how many processors the cgroups of this process allow, rounded up, if any says."""
+    return min((n for folder in cgroup_folders("cpu") for n in _quota(folder)), default=None)
 
 
 def _quota(folder: Path) -> list[int]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from flowmap.errors import InvalidArgumentError
+from flowmap.machine import cgroup_folders
 from flowmap.wording import option
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
-
-_CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def start(thread: threading.Thread) -> None:
@@ -73,20 +71,10 @@ def _limits() -> Iterator[str]:
         yield f"{most_here} for this container or batch job (pids.max of its cgroup)"
 
 
-def _pids_max(groups: Path = Path("/proc/self/cgroup"), root: Path = _CGROUPS) -> int | None:
+def _pids_max() -> int | None:
     """Return the least limit of the control groups that this process is in."""
     found = []
-    try:
-        lines = groups.read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    for line in lines:  # cgroups(7): "0::/path", or "4:pids:/path" in version 1
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "pids"):
-            continue
-        folder = root / controllers / path.lstrip("/")
-        while folder.is_relative_to(root):
-            with contextlib.suppress(OSError, ValueError):  # the root has none; "max"
-                found.append(int((folder / "pids.max").read_text()))
-            folder = folder.parent
+    for folder in cgroup_folders("pids"):
+        with contextlib.suppress(OSError, ValueError):  # the root has none; "max"
+            found.append(int((folder / "pids.max").read_text()))
     return min(found, default=None)

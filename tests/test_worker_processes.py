@@ -17,6 +17,7 @@ import pytest
 from support import environment, ramp, script, states, until_gone
 
 import flowmap
+from flowmap import machine
 from flowmap.errors import InvalidArgumentError, StorageError, WorkerDiedError
 from flowmap.starting import _pids_max
 from flowmap.workers import Processes
@@ -112,17 +113,19 @@ def test_few_processes(tmp_path: Path, kind: str) -> None:
             assert text == str(["done"] * 8)
 
 
-def test_limit_of_a_control_group(tmp_path: Path) -> None:
+def test_limit_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of a container or a batch job is found, in both versions of control groups."""
     groups = tmp_path / "cgroup"
+    monkeypatch.setattr(machine, "_CGROUPS_OF_PROCESS", groups)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "root")
     for controllers, line in (("", "0::/job/step"), ("pids", "8:pids:/job/step")):
         folder = tmp_path / "root" / controllers / "job"
         (folder / "step").mkdir(parents=True)
         groups.write_text(f"9:cpu:/job\n{line}\n")
         (folder / "step" / "pids.max").write_text("max\n")
-        assert _pids_max(groups, tmp_path / "root") is None
+        assert _pids_max() is None
         (folder / "pids.max").write_text("20\n")
-        assert _pids_max(groups, tmp_path / "root") == 20
+        assert _pids_max() == 20
         (folder / "pids.max").unlink()
 
 
