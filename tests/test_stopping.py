@@ -36,8 +36,13 @@ from pathlib import Path
 import numpy as np
 import flowmap
 import flowmap.write
+from flowmap import stopping
 
 path, log, kind = sys.argv[1:4]
+
+def asked():
+    stop = flowmap.write.STOP.get()
+    return stopping.is_asked() or (stop is not None and stop.is_set())
 
 @flowmap.filler(volatile=("log", "gate"))
 def gated(out, block, *, log, gate):
@@ -45,9 +50,8 @@ def gated(out, block, *, log, gate):
     sys.stdout.flush()
     while not Path(gate).exists():
         time.sleep(0.01)
-    if kind == "dask":  # which is told to stop on another way than its next segment comes
-        while Path(gate).read_text() == "stop" and not flowmap.write.STOP.get().is_set():
-            time.sleep(0.01)
+    while Path(gate).read_text() != "go on" and not asked():  # else all may be filled before
+        time.sleep(0.01)
     with open(log, "a") as file:
         file.write(f"{block.start}\\n")
     out[...] = np.sqrt(np.arange(block.start, block.stop))
@@ -79,9 +83,12 @@ def begun(folder: Path, kind: str) -> Iterator[tuple[subprocess.Popen[str], int]
         child.communicate()
 
 
-def end(child: subprocess.Popen[str], folder: Path) -> str:
-    """Open the gate for the blocks in hand; return what the fill tells to its end."""
-    (folder / "a.npy.gate").write_text("stop")
+def end(child: subprocess.Popen[str], folder: Path, gate: str = "stop") -> str:
+    """Open the gate for the blocks being written; return what the fill prints until it ends.
+
+    Behind a gate that says "stop", each block waits until its process is asked to stop.
+    """
+    (folder / "a.npy.gate").write_text(gate)
     output, _ = child.communicate(timeout=60)
     return output
 
@@ -140,7 +147,7 @@ def test_one_worker_is_replaced(tmp_path: Path) -> None:
     with begun(tmp_path, "processes") as (child, worker):
         assert worker != child.pid
         os.kill(worker, signal.SIGTERM)
-        output = end(child, tmp_path)
+        output = end(child, tmp_path, "go on")
         assert child.returncode == 0, output
         assert worker not in members(child.pid)
     assert sorted(logged_rows(tmp_path / "log")) == list(range(0, ROWS, 2))
